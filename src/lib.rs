@@ -1,0 +1,2 @@
+//! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
+
