@@ -1,2 +1,3 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
+pub mod keyring;

@@ -1,0 +1,21 @@
+//! The pure heart: keys, their states and the one transition function, policy, planner and the published document.
+//!
+//! Nothing here does I/O, reads a clock, draws randomness or logs; `now` is an argument. Everything that decides lives
+//! here, once.
+
+pub mod algorithm;
+pub mod change;
+pub mod claims;
+pub mod decide;
+pub mod json;
+pub mod jwk;
+pub mod lifecycle;
+pub mod name;
+pub mod outlook;
+pub mod plan;
+pub mod policy;
+pub mod record;
+pub mod schedule;
+pub mod time;
+pub mod timing;
+pub mod verifiers;
