@@ -1,3 +1,4 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
+pub mod clock;
 pub mod keyring;
