@@ -1,4 +1,5 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
 pub mod clock;
+pub mod config;
 pub mod keyring;

@@ -1,0 +1,81 @@
+//! What can be said about the files a configuration names without starting anything.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::problem::Problem;
+use super::secret::{Secret, SecretError, SecretProblem, loose_mode};
+use super::{ClientCredential, Config, TokenSource};
+
+/// Tokens shorter than this, in bytes, can be guessed.
+const SHORTEST_TOKEN: usize = 16;
+
+/// What is wrong with, and what is dubious about, the files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct FileReport {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+}
+
+/// Looks at the certificates, keys and tokens that `config` names. Those that `serve` or `jwksd init` would create (admin
+/// tokens, the seal) may be absent.
+pub fn examine_files(config: &Config) -> FileReport {
+    let mut report = FileReport::default();
+    for (table, listener) in config.listeners() {
+        if let Some(tls) = &listener.tls {
+            report.readable(format!("{table}.tls.cert_file"), &tls.cert_file);
+            report.readable(format!("{table}.tls.key_file"), &tls.key_file);
+            report.private(format!("{table}.tls.key_file"), &tls.key_file);
+        }
+    }
+    for client in config.signer.iter().flat_map(|signer| &signer.clients) {
+        if let ClientCredential::TokenFile(path) = &client.credential {
+            report.token(format!("signer.client.{}.token_file", client.name), path, false);
+        }
+    }
+    for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
+        if let TokenSource::File(path) = &token.source {
+            report.token(format!("admin.token.{}.file", token.name), path, true);
+        }
+    }
+    report.private("seal.path".to_owned(), &config.seal.path);
+    for seal in &config.seal.previous {
+        report.readable(format!("seal.previous.{}.path", seal.name), &seal.path);
+        report.private(format!("seal.previous.{}.path", seal.name), &seal.path);
+    }
+    report
+}
+
+impl FileReport {
+    fn readable(&mut self, key: String, path: &Path) {
+        let regular = File::open(path).and_then(|file| file.metadata()).map(|metadata| metadata.is_file());
+        let message = match regular {
+            Ok(true) => return,
+            Ok(false) => format!("{} is not a regular file", path.display()),
+            Err(error) => format!("cannot read {}: {error}", path.display()),
+        };
+        self.problems.push(Problem { path: key, message });
+    }
+
+    fn private(&mut self, key: String, path: &Path) {
+        let mode = std::fs::metadata(path).map(|metadata| metadata.mode()).unwrap_or(0);
+        self.warnings.extend(loose_mode(path, mode).map(|message| Problem { path: key, message }));
+    }
+
+    fn token(&mut self, key: String, path: &Path, may_be_absent: bool) {
+        match Secret::read_file(path) {
+            Ok(file) => {
+                let warnings = file.warnings.into_iter().map(|message| Problem { path: key.clone(), message });
+                self.warnings.extend(warnings);
+                if file.secret.expose().len() < SHORTEST_TOKEN {
+                    let message = format!("the token has fewer than {SHORTEST_TOKEN} bytes: it can be guessed");
+                    self.warnings.push(Problem { path: key, message });
+                }
+            }
+            Err(SecretError::File { problem: SecretProblem::Unreadable(error), .. })
+                if may_be_absent && error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => self.problems.push(Problem { path: key, message: error.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The configuration: one file (TOML or JSON) and the environment, read into a [`Config`] that is valid by construction.
+//!
+//! Everything wrong with it is reported at once, each with its config path. Two kinds are told apart: *problems* (unknown
+//! keys, wrong types, listeners, security rules, …), with which no daemon runs, and *timing findings* (`keyring::timing`),
+//! which `check` and new keysets refuse, but with which a keyset that has a keyring only runs degraded.
+
+mod env;
+mod files;
+mod load;
+mod problem;
+mod raw;
+mod secret;
+mod validate;
+mod value;
+mod watch;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::keyring::name::Name;
+use crate::keyring::policy::{IssuerPolicy, Policy};
+use crate::keyring::time::Span;
+
+pub use env::PREFIX as ENVIRONMENT_PREFIX;
+pub use files::{FileReport, examine_files};
+pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
+pub use problem::Problem;
+pub use raw::{KnownKey, known_keys};
+pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
+pub use value::Format;
+pub use watch::{ContentDigest, POLL_INTERVAL, Watch};
+
+/// What one daemon is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Verifiers: key sets and discovery.
+    pub public: Listener,
+    /// Applications; `None`: off.
+    pub signer: Option<Signer>,
+    /// Operators; `None`: off.
+    pub admin: Option<Admin>,
+    /// Liveness, readiness, metrics; `None`: off.
+    pub ops: Option<Listener>,
+    pub store: Store,
+    pub seal: Seal,
+    /// In the order of the file.
+    pub issuers: Vec<IssuerPolicy>,
+    /// In the order of the file, which the published key sets follow.
+    pub keysets: Vec<Keyset>,
+    pub log: Log,
+    /// How long to go on serving, unready, after SIGTERM.
+    pub shutdown_delay: Span,
+}
+
+/// A keyset and all that is to hold for it, defaults included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyset {
+    pub name: Name,
+    pub policy: Policy,
+}
+
+/// Where to listen, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub address: Address,
+    /// `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix {
+        path: PathBuf,
+        /// Permission bits of the socket, whatever the umask.
+        mode: u32,
+    },
+}
+
+/// PEM files of a listener's certificate chain and its key; re-read when their content changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// The listener for applications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signer {
+    pub listener: Listener,
+    /// How long one signature may take, retries included.
+    pub sign_deadline: Span,
+    /// Empty: whoever reaches the (loopback) address or socket may sign.
+    pub clients: Vec<SignerClient>,
+}
+
+/// An application that may sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignerClient {
+    pub name: Name,
+    pub credential: ClientCredential,
+    /// `None`: every keyset.
+    pub keysets: Option<Vec<Name>>,
+    /// `None`: every audience its keysets allow.
+    pub audiences: Option<Vec<String>>,
+}
+
+/// How a signer client proves who it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ClientCredential {
+    /// The bearer token in this file.
+    TokenFile(PathBuf),
+    /// The user ID of the process at the other end of a Unix socket.
+    Uid(u32),
+}
+
+/// The listener for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub listener: Listener,
+    /// At least one.
+    pub tokens: Vec<AdminToken>,
+}
+
+/// A bearer token of the admin listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminToken {
+    /// Who acts, in the audit log.
+    pub name: Name,
+    pub role: Role,
+    pub source: TokenSource,
+}
+
+/// What the holder of an admin token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Reads and changes.
+    Operator,
+}
+
+/// Where a token is to be found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TokenSource {
+    File(PathBuf),
+    /// The name of an environment variable.
+    Environment(String),
+}
+
+/// The store of kind `file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    pub path: PathBuf,
+    pub initialise: Initialise,
+    /// For shared stores; the file store is always confirmed and does not use it.
+    pub staleness_limit: Span,
+    /// For shared stores; the file store does not use it.
+    pub publish_lag: Span,
+}
+
+/// Whether `serve` may set up a store where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Initialise {
+    /// Only `jwksd init` may.
+    #[default]
+    Never,
+    IfEmpty,
+}
+
+/// The key-encryption keys of kind `file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The file of the key that seals.
+    pub path: PathBuf,
+    /// Keys that only unseal, until everything is resealed.
+    pub previous: Vec<PreviousSeal>,
+}
+
+/// A key-encryption key on its way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreviousSeal {
+    pub name: Name,
+    pub path: PathBuf,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LogLevel,
+    /// One line per signature: time, jti, keyset, kid and client; no claims.
+    pub signatures: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Config {
+    /// The listeners that are on, with the name of their table.
+    pub fn listeners(&self) -> impl Iterator<Item = (&'static str, &Listener)> {
+        let signer = self.signer.as_ref().map(|signer| ("signer", &signer.listener));
+        let admin = self.admin.as_ref().map(|admin| ("admin", &admin.listener));
+        let ops = self.ops.as_ref().map(|ops| ("ops", ops));
+        [Some(("public", &self.public)), signer, admin, ops].into_iter().flatten()
+    }
+
+    /// The keyset of that name.
+    pub fn keyset(&self, name: &str) -> Option<&Keyset> {
+        self.keysets.iter().find(|keyset| keyset.name.as_str() == name)
+    }
+
+    /// The files whose content is re-read when it changes: tokens and certificates, not the configuration itself.
+    pub fn reloadable_files(&self) -> Vec<PathBuf> {
+        let tls = self.listeners().filter_map(|(_, listener)| listener.tls.as_ref());
+        let mut files: Vec<PathBuf> = tls.flat_map(|tls| [tls.cert_file.clone(), tls.key_file.clone()]).collect();
+        files.extend(self.signer.iter().flat_map(|signer| &signer.clients).filter_map(SignerClient::token_file));
+        files.extend(self.admin.iter().flat_map(|admin| &admin.tokens).filter_map(AdminToken::file));
+        files.sort();
+        files.dedup();
+        files
+    }
+}
+
+impl SignerClient {
+    fn token_file(&self) -> Option<PathBuf> {
+        match &self.credential {
+            ClientCredential::TokenFile(path) => Some(path.clone()),
+            ClientCredential::Uid(_) => None,
+        }
+    }
+}
+
+impl AdminToken {
+    fn file(&self) -> Option<PathBuf> {
+        match &self.source {
+            TokenSource::File(path) => Some(path.clone()),
+            TokenSource::Environment(_) => None,
+        }
+    }
+}
+
+impl Address {
+    /// Whether only processes on this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Address::Unix { .. } => true,
+        }
+    }
+}
+
+/// As in the configuration: `127.0.0.1:8620`, `unix:/run/jwksd/signer.sock`.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Role {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl LogLevel {
+    /// As `tracing` writes it in filters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// What differs between `old` and `new` and is only taken up by a restart: listeners, store, seal, log format and level.
+/// Everything else (keysets, issuers, clients, tokens, certificates, deadlines) can be adopted while running.
+pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
+    let mut changes = Vec::new();
+    let mut compare = |path: &str, old: String, new: String| {
+        if old != new {
+            changes.push(format!("{path}: {old} → {new}"));
+        }
+    };
+    for table in ["public", "signer", "admin", "ops"] {
+        compare(table, describe_listener(old, table), describe_listener(new, table));
+    }
+    let path = |path: &Path| path.display().to_string();
+    compare("store.path", path(&old.store.path), path(&new.store.path));
+    compare("seal.path", path(&old.seal.path), path(&new.seal.path));
+    compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
+    compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
+    compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
+    changes
+}
+
+fn describe_listener(config: &Config, table: &str) -> String {
+    let Some((_, listener)) = config.listeners().find(|(name, _)| *name == table) else { return "off".to_owned() };
+    let tls = if listener.tls.is_some() { " with TLS" } else { "" };
+    match &listener.address {
+        Address::Tcp(_) => format!("{}{tls}", listener.address),
+        Address::Unix { mode, .. } => format!("{} (mode {mode:04o}){tls}", listener.address),
+    }
+}
+
+fn describe_previous(seal: &Seal) -> String {
+    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.path.display())).collect();
+    named.sort();
+    if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+}

@@ -1,0 +1,375 @@
+//! Who may reach what, and how they prove who they are.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::config::problem::{Report, suggest};
+use crate::config::raw;
+use crate::config::{
+    Address, Admin, AdminToken, ClientCredential, Listener, Role, Signer, SignerClient, TlsFiles, TokenSource,
+};
+use crate::keyring::name::Name;
+use crate::keyring::time::Span;
+
+use super::{at_most, choose, quoted};
+
+const DEFAULT_SIGN_DEADLINE: Span = Span::from_secs(2);
+const LONGEST_SIGN_DEADLINE: Span = Span::MINUTE;
+/// Only the daemon's own user, unless the configuration says otherwise.
+const DEFAULT_SOCKET_MODE: u32 = 0o600;
+/// The size of `sun_path` less its terminating zero (unix(7)).
+const LONGEST_SOCKET_PATH: usize = 107;
+
+#[derive(Default)]
+pub(super) struct Listeners {
+    pub(super) public: Option<Listener>,
+    pub(super) signer: Option<Signer>,
+    pub(super) admin: Option<Admin>,
+    pub(super) ops: Option<Listener>,
+}
+
+pub(super) fn validate(
+    public: Option<raw::Public>,
+    signer: Option<raw::Signer>,
+    admin: Option<raw::Admin>,
+    ops: Option<raw::Public>,
+    keysets: &HashSet<Name>,
+    report: &mut Report,
+) -> Listeners {
+    let public = report.require(
+        "public",
+        public,
+        "without a public listener nothing is published, so no key may ever sign; add `listen = \"127.0.0.1:8620\"` \
+         under [public]",
+    );
+    let listeners = Listeners {
+        public: public.and_then(|raw| listener("public", raw.listen, raw.socket_mode, raw.tls, report)),
+        signer: signer.and_then(|raw| self::signer(raw, keysets, report)),
+        admin: admin.and_then(|raw| self::admin(raw, report)),
+        ops: ops.and_then(|raw| listener("ops", raw.listen, raw.socket_mode, raw.tls, report)),
+    };
+    refuse_shared_addresses(&listeners, report);
+    listeners
+}
+
+fn signer(raw: raw::Signer, keysets: &HashSet<Name>, report: &mut Report) -> Option<Signer> {
+    let listener = listener("signer", raw.listen, raw.socket_mode, raw.tls, report);
+    let sign_deadline = at_most("signer.sign_deadline", raw.sign_deadline, LONGEST_SIGN_DEADLINE, report);
+    if sign_deadline.is_some_and(Span::is_zero) {
+        report.refuse("signer.sign_deadline", "0s leaves no time to sign");
+    }
+    let on_socket = listener.as_ref().is_none_or(|l| matches!(l.address, Address::Unix { .. }));
+    let given = raw.client.unwrap_or_default().entries;
+    let authenticated = !given.is_empty();
+    let clients: Vec<_> =
+        given.into_iter().filter_map(|(name, raw)| signer_client(name, raw, on_socket, keysets, report)).collect();
+    refuse_shared_credentials(&clients, report);
+    let listener = listener?;
+    if !listener.address.is_local() && !authenticated {
+        report.refuse(
+            "signer.listen",
+            format_args!(
+                "{} is not a loopback address, so whoever reaches it could sign: add a [signer.client.NAME] with \
+                 `token_file`, or listen on 127.0.0.1",
+                listener.address
+            ),
+        );
+    }
+    refuse_plain_text("signer", &listener, report);
+    if let Address::Unix { mode, .. } = listener.address
+        && mode & 0o002 != 0
+        && !authenticated
+    {
+        report.warn("signer.socket_mode", format_args!("{mode:04o} lets every process on this machine sign"));
+    }
+    Some(Signer { listener, sign_deadline: sign_deadline.unwrap_or(DEFAULT_SIGN_DEADLINE), clients })
+}
+
+fn signer_client(
+    name: Name,
+    raw: raw::SignerClient,
+    on_socket: bool,
+    keysets: &HashSet<Name>,
+    report: &mut Report,
+) -> Option<SignerClient> {
+    let path = format!("signer.client.{name}");
+    let credential = match (raw.token_file, raw.uid) {
+        (Some(file), None) => Some(ClientCredential::TokenFile(file)),
+        (None, Some(uid)) => {
+            if !on_socket {
+                report.refuse(
+                    format_args!("{path}.uid"),
+                    "a TCP connection does not tell who is at its other end: use `token_file`, or listen on unix:PATH",
+                );
+            }
+            Some(ClientCredential::Uid(uid))
+        }
+        (Some(_), Some(_)) => {
+            report.refuse(&path, "has both `token_file` and `uid`: make two clients of it");
+            None
+        }
+        (None, None) => {
+            let reported = ["token_file", "uid", "san", "token", "secret", "password"];
+            if !reported.iter().any(|key| report.is_broken(&format!("{path}.{key}"))) {
+                report
+                    .refuse(&path, "says not how it proves who it is: give it `token_file`, or `uid` on a Unix socket");
+            }
+            None
+        }
+    };
+    let keysets = raw.keysets.map(|names| client_keysets(&format!("{path}.keysets"), &names, keysets, report));
+    if raw.audiences.as_ref().is_some_and(Vec::is_empty) {
+        report.refuse(
+            format_args!("{path}.audiences"),
+            "an empty list allows nothing: leave it out to allow every audience of its keysets",
+        );
+    }
+    Some(SignerClient { name, credential: credential?, keysets, audiences: raw.audiences })
+}
+
+fn client_keysets(path: &str, names: &[String], keysets: &HashSet<Name>, report: &mut Report) -> Vec<Name> {
+    if names.is_empty() {
+        report.refuse(path, "an empty list allows nothing: leave it out to allow every keyset");
+    }
+    let mut found = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        match keysets.get(name.as_str()) {
+            Some(name) => found.push(name.clone()),
+            // It may be among those that were refused.
+            None if report.is_broken("keyset") => {}
+            None => {
+                let mut known: Vec<_> = keysets.iter().map(Name::as_str).collect();
+                known.sort_unstable();
+                let message = format!("there is no keyset {}; {}", quoted(name), suggest(name, &known));
+                report.refuse(format_args!("{path}[{index}]"), message);
+            }
+        }
+    }
+    found
+}
+
+/// A credential that two clients have does not tell which of them it is.
+fn refuse_shared_credentials(clients: &[SignerClient], report: &mut Report) {
+    let mut owners: HashMap<&ClientCredential, &Name> = HashMap::new();
+    for client in clients {
+        if let Some(first) = owners.insert(&client.credential, &client.name) {
+            let key = match client.credential {
+                ClientCredential::TokenFile(_) => "token_file",
+                ClientCredential::Uid(_) => "uid",
+            };
+            report.refuse(
+                format_args!("signer.client.{}.{key}", client.name),
+                format_args!("the same as that of signer.client.{first}: they could not be told apart"),
+            );
+        }
+    }
+}
+
+fn admin(raw: raw::Admin, report: &mut Report) -> Option<Admin> {
+    let listener = listener("admin", raw.listen, raw.socket_mode, raw.tls, report);
+    let given = raw.token.unwrap_or_default().entries;
+    if given.is_empty() && !report.is_broken("admin.token") {
+        report.refuse(
+            "admin.token",
+            "missing: nobody could log in; add a table [admin.token.NAME] with `role` and `file`, or leave out [admin]",
+        );
+    }
+    let tokens: Vec<_> = given.into_iter().filter_map(|(name, raw)| admin_token(name, raw, report)).collect();
+    let mut owners: HashMap<&TokenSource, &Name> = HashMap::new();
+    for token in &tokens {
+        if let Some(first) = owners.insert(&token.source, &token.name) {
+            report.refuse(
+                format_args!("admin.token.{}", token.name),
+                format_args!("has the token of admin.token.{first}: the audit log could not tell who it was"),
+            );
+        }
+    }
+    let listener = listener?;
+    refuse_plain_text("admin", &listener, report);
+    Some(Admin { listener, tokens })
+}
+
+fn admin_token(name: Name, raw: raw::AdminToken, report: &mut Report) -> Option<AdminToken> {
+    let path = format!("admin.token.{name}");
+    let role = report.require(format_args!("{path}.role"), raw.role, "use \"viewer\" or \"operator\"");
+    let roles = [("viewer", Role::Viewer), ("operator", Role::Operator)];
+    let role = choose(&format!("{path}.role"), role, &roles, report);
+    let source = match (raw.file, raw.env) {
+        (Some(file), None) => Some(TokenSource::File(file)),
+        (None, Some(variable)) => token_variable(&path, variable, report),
+        (Some(_), Some(_)) => {
+            report.refuse(&path, "has both `file` and `env`: choose one");
+            None
+        }
+        (None, None) => {
+            let reported = ["file", "env", "token", "value", "secret", "password"];
+            if !reported.iter().any(|key| report.is_broken(&format!("{path}.{key}"))) {
+                report
+                    .refuse(&path, "says not where the token is: name its `file`, or an environment variable in `env`");
+            }
+            None
+        }
+    };
+    Some(AdminToken { name, role: role?, source: source? })
+}
+
+fn token_variable(path: &str, variable: String, report: &mut Report) -> Option<TokenSource> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if variable.len() > 128 || !variable.chars().all(legal) || variable.starts_with(|c: char| c.is_ascii_digit()) {
+        // Not quoted: somebody may have put the token itself here.
+        report.refuse(format_args!("{path}.env"), "is not the name of an environment variable, such as ADMIN_TOKEN");
+        return None;
+    }
+    if variable.starts_with(crate::config::ENVIRONMENT_PREFIX) {
+        report.refuse(
+            format_args!("{path}.env"),
+            format_args!("{variable} would be taken for a setting: use a name that does not begin with JWKSD__"),
+        );
+        return None;
+    }
+    Some(TokenSource::Environment(variable))
+}
+
+fn listener(
+    table: &str,
+    listen: Option<String>,
+    socket_mode: Option<String>,
+    tls: Option<raw::Tls>,
+    report: &mut Report,
+) -> Option<Listener> {
+    let listen_path = format!("{table}.listen");
+    let advice = "say where, such as \"127.0.0.1:8620\" or \"unix:/run/jwksd/jwksd.sock\"; without the table it is off";
+    let listen = report.require(&listen_path, listen, advice);
+    let mode = socket_mode.as_deref().map(|text| parse_mode(table, text, report));
+    let tls = tls.and_then(|raw| tls_files(table, raw, report));
+    let mut address = match parse_address(&listen?) {
+        Ok(address) => address,
+        Err(message) => {
+            report.refuse(listen_path, message);
+            return None;
+        }
+    };
+    match (&mut address, mode) {
+        (Address::Unix { mode, .. }, Some(given)) => *mode = given,
+        (Address::Tcp(_), Some(_)) => {
+            report.refuse(
+                format_args!("{table}.socket_mode"),
+                "is for Unix sockets, and this listener has a TCP address",
+            );
+        }
+        (_, None) => {}
+    }
+    if tls.is_some() && matches!(address, Address::Unix { .. }) {
+        report.refuse(format_args!("{table}.tls"), "a Unix socket does not leave the machine: leave TLS out");
+    }
+    Some(Listener { address, tls })
+}
+
+fn tls_files(table: &str, raw: raw::Tls, report: &mut Report) -> Option<TlsFiles> {
+    let cert_file = report.require(
+        format_args!("{table}.tls.cert_file"),
+        raw.cert_file,
+        "name the PEM file of the certificate chain",
+    );
+    let key_file =
+        report.require(format_args!("{table}.tls.key_file"), raw.key_file, "name the PEM file of the private key");
+    Some(TlsFiles { cert_file: cert_file?, key_file: key_file? })
+}
+
+fn parse_mode(table: &str, text: &str, report: &mut Report) -> u32 {
+    let octal = text.len() <= 5 && text.chars().all(|c| c.is_digit(8));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    let path = format!("{table}.socket_mode");
+    match mode {
+        Some(mode) if mode & 0o600 == 0o600 => return mode,
+        Some(mode) => {
+            report.refuse(path, format_args!("{mode:04o} shuts its owner out: use \"0600\", \"0660\" or \"0666\""))
+        }
+        None => report.refuse(path, format_args!("{} is not a file mode such as \"0660\"", quoted(text))),
+    }
+    DEFAULT_SOCKET_MODE
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return parse_socket_path(path);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Address::Tcp(address));
+    }
+    let given = quoted(text);
+    Err(if text.starts_with('/') {
+        format!("{given} looks like a Unix socket: write \"unix:{text}\"")
+    } else if let Some(port) = text.strip_prefix("localhost:") {
+        format!("{given}: names are not resolved; write \"127.0.0.1:{port}\"")
+    } else if text.starts_with(':') && text[1..].parse::<u16>().is_ok() {
+        format!("{given} has no address: write \"127.0.0.1{text}\", or \"0.0.0.0{text}\" for all interfaces")
+    } else if text.parse::<IpAddr>().is_ok() {
+        format!("{given} has no port: write it like \"127.0.0.1:8620\" or \"[::1]:8620\"")
+    } else {
+        format!("{given} is not an address: write \"IP:PORT\" (names are not resolved) or \"unix:PATH\"")
+    })
+}
+
+fn parse_socket_path(path: &str) -> Result<Address, String> {
+    if path.is_empty() || path.ends_with('/') {
+        return Err("names no socket: write it like \"unix:/run/jwksd/signer.sock\"".to_owned());
+    }
+    if path.starts_with("//") {
+        return Err(format!("write the path without an authority: \"unix:/{}\"", path.trim_start_matches('/')));
+    }
+    if path.len() > LONGEST_SOCKET_PATH {
+        return Err(format!("the path has {} bytes; a Unix socket's has at most {LONGEST_SOCKET_PATH}", path.len()));
+    }
+    Ok(Address::Unix { path: PathBuf::from(path), mode: DEFAULT_SOCKET_MODE })
+}
+
+/// Tokens do not cross a network in clear text.
+fn refuse_plain_text(table: &str, listener: &Listener, report: &mut Report) {
+    let broken = report.is_broken(&format!("{table}.tls")) || report.is_broken(&format!("{table}.tls.cert_file"));
+    let broken = broken || report.is_broken(&format!("{table}.tls.key_file"));
+    if !listener.address.is_local() && listener.tls.is_none() && !broken {
+        report.refuse(
+            format_args!("{table}.listen"),
+            format_args!(
+                "{} is not a loopback address, and tokens must not cross a network in clear text: add [{table}.tls] \
+                 with `cert_file` and `key_file`, or listen on 127.0.0.1",
+                listener.address
+            ),
+        );
+    }
+}
+
+fn refuse_shared_addresses(listeners: &Listeners, report: &mut Report) {
+    let public = listeners.public.as_ref().map(|l| ("public", l));
+    let signer = listeners.signer.as_ref().map(|s| ("signer", &s.listener));
+    let admin = listeners.admin.as_ref().map(|a| ("admin", &a.listener));
+    let ops = listeners.ops.as_ref().map(|l| ("ops", l));
+    let on: Vec<_> = [public, signer, admin, ops].into_iter().flatten().collect();
+    let mut refused = HashMap::new();
+    for (index, (table, listener)) in on.iter().enumerate() {
+        if let Some((first, other)) = on[..index].iter().find(|(_, other)| collide(&listener.address, &other.address)) {
+            refused.insert(*table, format!("{} is taken by {first}.listen, {}", listener.address, other.address));
+        }
+    }
+    for (table, _) in on {
+        if let Some(message) = refused.remove(table) {
+            report.refuse(format_args!("{table}.listen"), format_args!("{message}: give each listener its own"));
+        }
+    }
+}
+
+/// Whether binding one address excludes the other. Port 0 is a different free port each time.
+fn collide(a: &Address, b: &Address) -> bool {
+    match (a, b) {
+        (Address::Unix { path: a, .. }, Address::Unix { path: b, .. }) => a == b,
+        (Address::Tcp(a), Address::Tcp(b)) => {
+            // On Linux a socket on [::] takes the port of every IPv4 address too.
+            let covers = |any: IpAddr, other: IpAddr| any.is_unspecified() && (any.is_ipv6() || other.is_ipv4());
+            let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
+            a.port() == b.port() && a.port() != 0 && (x == y || covers(x, y) || covers(y, x))
+        }
+        _ => false,
+    }
+}
