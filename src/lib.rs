@@ -3,4 +3,6 @@
 pub mod clock;
 pub mod config;
 pub mod keyring;
+pub mod seal;
+pub mod store;
 pub mod telemetry;

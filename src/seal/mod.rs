@@ -1,0 +1,36 @@
+//! The seal: key-encryption keys, and the data keys they wrap.
+
+pub mod cipher;
+pub mod data_keys;
+pub mod file;
+
+use async_trait::async_trait;
+use zeroize::Zeroizing;
+
+/// A key-encryption key. Its only use is to wrap and unwrap data keys.
+#[async_trait]
+pub trait KeyEncryptionKey: Send + Sync + 'static {
+    /// Names the key in records and messages; never secret. Stable for the life of the key.
+    fn id(&self) -> String;
+
+    /// Encrypts `plaintext` (a data key) and binds it to `context`.
+    async fn wrap(&self, context: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError>;
+
+    /// The inverse of [`wrap`](Self::wrap); fails when the context differs or anything was changed.
+    async fn unwrap(&self, context: &str, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
+}
+
+/// Why a seal did not seal or unseal.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error("the seal key {key} cannot be reached")]
+    Unavailable {
+        key: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    #[error("{what} was not sealed with the key {key}, or was changed since")]
+    Mismatch { key: String, what: String },
+    #[error("the seal key file {path} {problem}")]
+    File { path: String, problem: String },
+}

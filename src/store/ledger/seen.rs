@@ -1,0 +1,136 @@
+//! Seen marks: which generation of a record this replica saw last, so that an older copy does not pass for the record.
+
+use serde::{Deserialize, Serialize};
+
+use super::{INSTALLATION, LedgerError};
+use crate::keyring::name::Name;
+use crate::seal::data_keys::DataKeys;
+use crate::store::record::{Header, Kind, OpenedRecord, open_record, seal_record};
+use crate::store::{Digest, Document, Store, StoreError};
+
+/// Whether the mark of a record says what was read or written.
+///
+/// A record whose mark is behind is as valid as any; but until the mark is written, an older copy put back by somebody
+/// would not be noticed. So this is an alarm, not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    Current,
+    Behind { problem: String },
+}
+
+/// The place of a record in its history.
+#[derive(Clone, Debug)]
+pub(super) struct Position {
+    pub lineage: String,
+    pub generation: u64,
+    pub previous: Option<Digest>,
+    pub digest: Digest,
+}
+
+impl Position {
+    pub fn of(record: &OpenedRecord<'_>) -> Self {
+        Position {
+            lineage: record.lineage.clone(),
+            generation: record.generation,
+            previous: record.previous,
+            digest: record.digest,
+        }
+    }
+}
+
+/// The mark of one record.
+pub(super) struct SeenMark<'a> {
+    store: &'a dyn Store,
+    keys: &'a DataKeys,
+    kind: Kind,
+    name: &'a str,
+    document: Document,
+    /// Of the marked record, for messages.
+    location: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    digest: String,
+}
+
+impl<'a> SeenMark<'a> {
+    pub fn of_keyring(store: &'a dyn Store, keys: &'a DataKeys, keyset: &'a Name) -> Self {
+        let location = store.locate(&Document::Keyring(keyset.clone()));
+        let document = Document::Seen(keyset.clone());
+        SeenMark { store, keys, kind: Kind::Seen, name: keyset.as_str(), document, location }
+    }
+
+    pub fn of_installation(store: &'a dyn Store, keys: &'a DataKeys) -> Self {
+        let location = store.locate(&Document::Installation);
+        let document = Document::SeenInstallation;
+        SeenMark { store, keys, kind: Kind::SeenInstallation, name: INSTALLATION, document, location }
+    }
+
+    /// Refuses a record that is older than the mark or another one of its generation; moves the mark to a newer one.
+    /// Without a mark any record is accepted: marks of a shared store are each replica's own.
+    pub async fn admit(&self, record: &Position) -> Result<Mark, LedgerError> {
+        let Some(seen) = self.read().await? else { return Ok(self.advance(record).await) };
+        if seen.lineage != record.lineage {
+            let (found, expected) = (record.lineage.clone(), seen.lineage);
+            return Err(LedgerError::OtherLineage { location: self.location.clone(), found, expected });
+        }
+        let (location, generation) = (self.location.clone(), record.generation);
+        let successor = record.generation == seen.generation.saturating_add(1);
+        if record.generation < seen.generation {
+            Err(LedgerError::OlderThanSeen { location, generation, seen: seen.generation })
+        } else if record.generation == seen.generation {
+            if record.digest == seen.digest {
+                Ok(Mark::Current)
+            } else {
+                Err(LedgerError::Forked { location, generation })
+            }
+        } else if successor && record.previous != Some(seen.digest) {
+            Err(LedgerError::Forked { location, generation })
+        } else {
+            Ok(self.advance(record).await)
+        }
+    }
+
+    /// Writes the mark; a failure is returned as a mark that is behind.
+    pub async fn advance(&self, record: &Position) -> Mark {
+        match self.write(record).await {
+            Ok(()) => Mark::Current,
+            Err(error) => Mark::Behind { problem: error.to_string() },
+        }
+    }
+
+    /// [`advance`](Self::advance) where going on without the mark would be wrong.
+    pub async fn write(&self, record: &Position) -> Result<(), LedgerError> {
+        let body = Body { digest: record.digest.to_base64url() };
+        let (name, lineage, generation) = (self.name, record.lineage.as_str(), record.generation);
+        let header = Header { kind: self.kind, name, lineage, generation, previous: None };
+        let bytes = seal_record(&self.store.locate(&self.document), &header, &body, self.keys)?;
+        overwrite(self.store, &self.document, &bytes).await?;
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<Option<Position>, LedgerError> {
+        let location = self.store.locate(&self.document);
+        let Some(bytes) = self.store.read(&self.document).await? else { return Ok(None) };
+        let record = open_record(&location, &bytes, self.kind, self.name, self.keys)?;
+        let body: Body = record.body(&location)?;
+        let digest = Digest::from_base64url(&body.digest)
+            .ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })?;
+        Ok(Some(Position { digest, ..Position::of(&record) }))
+    }
+
+    /// Whether there is a mark, readable or not.
+    pub async fn exists(&self) -> Result<bool, StoreError> {
+        Ok(self.store.read(&self.document).await?.is_some())
+    }
+}
+
+/// Replaces a document whatever it holds: for marks, which only ever one writer changes.
+pub(super) async fn overwrite(store: &dyn Store, document: &Document, bytes: &[u8]) -> Result<(), StoreError> {
+    let current = store.read(document).await?.map(|bytes| Digest::of(&bytes));
+    if current == Some(Digest::of(bytes)) {
+        return Ok(());
+    }
+    store.replace(document, current, bytes).await
+}

@@ -1,0 +1,91 @@
+//! The port to where records live, and its adapters.
+
+pub mod file;
+pub mod ledger;
+pub mod memory;
+pub mod record;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::keyring::name::Name;
+
+/// A stored document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Document {
+    /// Present from before the seal key is made until initialisation is complete.
+    Initialising,
+    /// Installation id, wrapped data keys, and which keysets and issuers exist.
+    Installation,
+    /// A keyset's keyring.
+    Keyring(Name),
+    /// The highest generation and digest of a keyring that this replica saw.
+    Seen(Name),
+    /// The same for the installation.
+    SeenInstallation,
+    /// When this replica last published, and since when without a long silence.
+    Alive,
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Document::Initialising => f.write_str("the mark of an unfinished initialisation"),
+            Document::Installation => f.write_str("the installation"),
+            Document::Keyring(name) => write!(f, "the keyring of `{name}`"),
+            Document::Seen(name) => write!(f, "the seen mark of `{name}`"),
+            Document::SeenInstallation => f.write_str("the seen mark of the installation"),
+            Document::Alive => f.write_str("the alive mark"),
+        }
+    }
+}
+
+/// SHA-256 of a document's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+/// Holds documents: reads them whole, replaces them atomically and durably when they are what the caller thinks.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The name in configuration and metrics: `file`, `memory`, …
+    fn kind(&self) -> &'static str;
+
+    /// Where a person finds the document: a path for files. For messages.
+    fn locate(&self, document: &Document) -> String;
+
+    /// The bytes of the document; `None` only when it certainly does not exist.
+    async fn read(&self, document: &Document) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Replaces the document if its current content has the digest `expected` (`None`: if it does not exist).
+    /// Durable when this returns `Ok`; untouched when it returns `Conflict`; either when it returns `Unavailable`.
+    async fn replace(&self, document: &Document, expected: Option<Digest>, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Removes the document durably; succeeds when it is not there.
+    async fn remove(&self, document: &Document) -> Result<(), StoreError>;
+
+    /// The keysets that have a keyring, in order of name.
+    async fn keysets(&self) -> Result<Vec<Name>, StoreError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else changed it first.
+    #[error(
+        "{document} is not what was read last: something else wrote it. Stop jwksd, keep a copy for the inquiry and \
+         restore it, see docs/restore.md"
+    )]
+    Conflict { document: String },
+    /// It could not be read or written; for writes the outcome is unknown.
+    #[error("cannot {operation} {document}: {problem}")]
+    Unavailable {
+        operation: &'static str,
+        document: String,
+        problem: String,
+        #[source]
+        source: Option<std::io::Error>,
+    },
+    /// Another daemon holds the store.
+    #[error("{document} is in use by another jwksd ({holder}): one daemon at a time may use a file store")]
+    Locked { document: String, holder: String },
+}
