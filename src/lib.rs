@@ -1,5 +1,6 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
+pub mod backend;
 pub mod clock;
 pub mod config;
 pub mod keyring;
