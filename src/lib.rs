@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod clock;
 pub mod config;
+pub mod engine;
 pub mod keyring;
 pub mod seal;
 pub mod store;

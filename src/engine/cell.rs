@@ -1,0 +1,152 @@
+//! The places where snapshots live, one per keyset and one per issuer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Mutex, Notify, Semaphore};
+
+use super::snapshot::{JwksDocument, KeysetSnapshot};
+use crate::keyring::name::Name;
+use crate::keyring::policy::IssuerPolicy;
+use crate::keyring::record::Keyring;
+use crate::keyring::time::Span;
+use crate::store::ledger::Loaded;
+use crate::telemetry::metrics::{IssuerMetrics, KeysetMetrics, SigningMetrics};
+
+/// One keyset in this process.
+pub struct KeysetCell {
+    pub name: Name,
+    /// Position in the configuration, for the order within the JWKS.
+    pub position: AtomicUsize,
+    pub issuer: Arc<IssuerCell>,
+    pub snapshot: ArcSwap<KeysetSnapshot>,
+    pub metrics: KeysetMetrics,
+    pub signing_metrics: ArcSwap<SigningMetrics>,
+    pub pool: SigningPool,
+    /// Whoever holds it may write the keyring; it remembers what was stored last.
+    pub(super) writer: Mutex<Writer>,
+    pub(super) wake: Notify,
+    /// A write's outcome is unknown (`Writer::unsettled`), readable without the writer.
+    pub(super) uncertain: AtomicBool,
+}
+
+pub(super) struct Writer {
+    /// `None` until the first write.
+    pub stored: Option<Loaded>,
+    /// A write whose outcome is not known: it is found out before anything else is written.
+    pub unsettled: Option<Keyring>,
+}
+
+/// One issuer in this process.
+pub struct IssuerCell {
+    pub url: String,
+    pub policy: ArcSwap<IssuerPolicy>,
+    pub document: ArcSwapOption<JwksDocument>,
+    pub metrics: IssuerMetrics,
+    /// Whoever holds it may add a key to the issuer's JWKS: the limit counts all its keysets.
+    pub(super) admission: Mutex<()>,
+    /// Serialises rendering, so that an older set of keys never replaces a newer one.
+    pub(super) rendering: std::sync::Mutex<()>,
+    /// Boot time at which publication resumed after a silence longer than max_age; negative: none.
+    resumed: AtomicI64,
+}
+
+impl IssuerCell {
+    pub fn new(policy: IssuerPolicy, metrics: IssuerMetrics) -> Self {
+        IssuerCell {
+            url: policy.url.clone(),
+            policy: ArcSwap::from_pointee(policy),
+            document: ArcSwapOption::empty(),
+            metrics,
+            admission: Mutex::new(()),
+            rendering: std::sync::Mutex::new(()),
+            resumed: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    /// Boot time at which publication resumed; may lie before this boot, then it is negative milliseconds.
+    pub fn resumed_boot_ms(&self) -> Option<i64> {
+        Some(self.resumed.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN)
+    }
+
+    /// Whether the issuer's document has keys of other keysets too.
+    pub fn serves_others(&self, snapshot: &KeysetSnapshot) -> bool {
+        let own = snapshot.keyring.published().count();
+        self.document.load().as_ref().is_some_and(|document| document.keys as usize > own)
+    }
+
+    pub fn set_resumed_boot_ms(&self, at: i64) {
+        self.resumed.store(at, Ordering::Relaxed);
+    }
+}
+
+/// Bounds what one keyset's slow signatures take of the machine.
+pub struct SigningPool {
+    pub permits: Arc<Semaphore>,
+    pub waiting: AtomicUsize,
+}
+
+/// Requests that may wait for a signature of one keyset before further ones are turned away.
+pub const QUEUE: usize = 1024;
+
+/// Remote signatures of one keyset under way at once.
+pub const REMOTE_CONCURRENCY: usize = 128;
+
+impl SigningPool {
+    pub fn new(concurrency: usize) -> Self {
+        SigningPool { permits: Arc::new(Semaphore::new(concurrency)), waiting: AtomicUsize::new(0) }
+    }
+
+    /// A place in the queue; `None` when it is full.
+    pub fn enter(&self) -> Option<QueuePlace<'_>> {
+        let place = QueuePlace { waiting: &self.waiting };
+        // The place counts itself out on drop, also when it is turned away here.
+        (self.waiting.fetch_add(1, Ordering::Relaxed) < QUEUE).then_some(place)
+    }
+}
+
+pub struct QueuePlace<'a> {
+    waiting: &'a AtomicUsize,
+}
+
+impl Drop for QueuePlace<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All keysets and issuers of one configuration, and where their documents are served.
+#[derive(Default)]
+pub struct Directory {
+    pub keysets: HashMap<Name, Arc<KeysetCell>>,
+    /// Keysets in the configuration's order, those gone from it last.
+    pub order: Vec<Arc<KeysetCell>>,
+    pub issuers: Vec<Arc<IssuerCell>>,
+    pub routes: HashMap<String, Route>,
+}
+
+/// What a path of the public listener serves.
+#[derive(Clone)]
+pub struct Route {
+    pub issuer: Arc<IssuerCell>,
+    pub kind: RouteKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    Jwks,
+    Discovery,
+}
+
+impl Directory {
+    pub fn keysets_of<'a>(&'a self, issuer: &'a Arc<IssuerCell>) -> impl Iterator<Item = &'a Arc<KeysetCell>> {
+        self.order.iter().filter(move |cell| Arc::ptr_eq(&cell.issuer, issuer))
+    }
+}
+
+/// The interval between two records that this daemon is alive: min(max_age, 60 s) ÷ 2, at least 100 ms.
+pub fn heartbeat_interval(max_age: Span) -> Span {
+    Span::from_millis(max_age.min(Span::MINUTE).as_millis() / 2).max(Span::from_millis(100))
+}

@@ -1,0 +1,144 @@
+//! Operators' requests: decided on the current keyring, written with their effect, answered once they show.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::cell::KeysetCell;
+use super::reconcile::{CommitError, chain};
+use crate::backend::material::PrivateKeyMaterial;
+use crate::keyring::change::{NewKey, Trigger};
+use crate::keyring::decide::{Decision, Intent, Outcome, Refusal, Request, decide};
+use crate::keyring::record::{Key, KeyState, Keyring, PrivateHandle};
+use crate::telemetry::metrics::BackendOperation;
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the keyset is frozen: {reason}")]
+    Frozen { reason: Arc<str> },
+    #[error("the change could not be stored: {cause}")]
+    Store { cause: String },
+    #[error("the key that would sign cannot be opened: {cause}")]
+    Backend { cause: String },
+    #[error("another keyset of the issuer has or revoked the key or kid {kid}")]
+    KidTaken { kid: String },
+}
+
+impl Engine {
+    /// Carries out a request. Runs to its end even when the caller goes away.
+    pub async fn command(self: &Arc<Self>, cell: &Arc<KeysetCell>, request: Request) -> Result<Outcome, CommandError> {
+        self.spawn_command(cell, request, None).await
+    }
+
+    /// As [`command`](Self::command), for an import of a private key: `material` is sealed for the serial it gets.
+    pub async fn import(
+        self: &Arc<Self>,
+        cell: &Arc<KeysetCell>,
+        request: Request,
+        material: PrivateKeyMaterial,
+    ) -> Result<Outcome, CommandError> {
+        self.spawn_command(cell, request, Some(material)).await
+    }
+
+    async fn spawn_command(
+        self: &Arc<Self>,
+        cell: &Arc<KeysetCell>,
+        request: Request,
+        material: Option<PrivateKeyMaterial>,
+    ) -> Result<Outcome, CommandError> {
+        let (engine, cell) = (self.clone(), cell.clone());
+        let work = tokio::spawn(async move { engine.carry_out(&cell, request, material).await });
+        work.await
+            .unwrap_or_else(|error| Err(CommandError::Store { cause: format!("the request was aborted: {error}") }))
+    }
+
+    async fn carry_out(
+        &self,
+        cell: &Arc<KeysetCell>,
+        mut request: Request,
+        material: Option<PrivateKeyMaterial>,
+    ) -> Result<Outcome, CommandError> {
+        let adds = matches!(request.intent, Intent::Import(_));
+        let _admission = if adds { Some(cell.issuer.admission.lock().await) } else { None };
+        let mut writer = cell.writer.lock().await;
+        let settled = self.settle(cell, &mut writer).await;
+        let snapshot = cell.snapshot.load_full();
+        if let Err(error) = settled
+            && snapshot.frozen.is_none()
+        {
+            return Err(CommandError::Store { cause: chain(&error) });
+        }
+        if let Some(reason) = &snapshot.frozen {
+            return Err(CommandError::Frozen { reason: reason.clone() });
+        }
+        if let Intent::Import(imported) = &mut request.intent {
+            self.refuse_taken(cell, &imported.key)?;
+            if let Some(material) = material {
+                let handle = self.seal_imported(&snapshot.keyring, &imported.key, material).await?;
+                imported.key.private = Some(handle);
+            }
+        }
+        let facts = self.facts(cell, &snapshot);
+        let (next, outcome) = match decide(&snapshot.keyring, &facts, &request)? {
+            Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(outcome),
+            Decision::Write { next, outcome } => (*next, outcome),
+        };
+        self.commit(cell, &mut writer, next).await.map_err(|error| match error {
+            CommitError::Ledger(error) => CommandError::Store { cause: chain(&error) },
+            CommitError::Signer(error) => CommandError::Backend { cause: chain(&error) },
+        })?;
+        if outcome.changes.iter().any(|change| change.to == KeyState::Active) {
+            cell.metrics.rotated(trigger(&request.intent).into());
+        }
+        self.refresh_metrics(cell);
+        cell.wake.notify_one();
+        Ok(outcome)
+    }
+
+    /// Seals imported material for the serial it is about to get.
+    async fn seal_imported(
+        &self,
+        keyring: &Keyring,
+        key: &NewKey,
+        material: PrivateKeyMaterial,
+    ) -> Result<PrivateHandle, CommandError> {
+        let refused = |cause: String| CommandError::Refused(Refusal::ImportRefused { reason: cause });
+        let importer = self.importer.as_ref().filter(|_| keyring.policy.backend == "local");
+        let importer = importer.ok_or_else(|| {
+            refused(format!("its keyset's backend is {}, which takes no private keys", keyring.policy.backend))
+        })?;
+        let identity = self.identity(keyring, keyring.next_serial);
+        let work = importer.import(&identity, key.kid.clone(), key.algorithm, material);
+        let created = match self.backend(&keyring.policy.backend) {
+            Some(backend) => self.timed(backend, BackendOperation::Import, work).await,
+            None => work.await,
+        };
+        let created = created.map_err(|error| refused(chain(&error)))?;
+        Ok(PrivateHandle { backend: keyring.policy.backend.clone(), handle: created.handle })
+    }
+
+    /// A JWKS must not hold two keys of one kid (RFC 7517 §4.5).
+    /// Nor may a key that another keyset revoked come back under another name.
+    fn refuse_taken(&self, cell: &KeysetCell, new: &NewKey) -> Result<(), CommandError> {
+        let directory = self.directory();
+        let clashes = |key: &Key| {
+            let trusted_or_revoked = key.state.is_published() || key.state == KeyState::Revoked;
+            trusted_or_revoked && (key.kid == new.kid || key.public == new.public)
+        };
+        let mut others = directory.keysets_of(&cell.issuer).filter(|other| other.name != cell.name);
+        let taken = others.any(|other| other.snapshot.load().keyring.keys.iter().any(clashes));
+        if taken { Err(CommandError::KidTaken { kid: new.kid.to_string() }) } else { Ok(()) }
+    }
+}
+
+fn trigger(intent: &Intent) -> Trigger {
+    match intent {
+        Intent::Rollback => Trigger::Rollback,
+        Intent::Revoke { .. } => Trigger::Revocation,
+        Intent::Compromise => Trigger::Compromise,
+        Intent::Import(_) => Trigger::Import,
+        Intent::Rotate { .. } | Intent::Hold { .. } | Intent::Resume | Intent::Drain => Trigger::Operator,
+    }
+}

@@ -1,0 +1,215 @@
+//! Recording that this daemon is alive and publishing, and noticing when it was not: silences, suspends, clock steps.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use super::cell::heartbeat_interval;
+use super::reconcile::chain;
+use crate::keyring::outlook::Alarm;
+use crate::keyring::record::Journal;
+use crate::keyring::time::{Span, Timestamp};
+use crate::store::ledger::{Alive, LedgerError};
+
+impl Engine {
+    /// Takes over what the last run recorded: the time it was last alive, silences and delays that still count.
+    /// A clock behind that time freezes; a gap longer than the longest overlap delays removals (DESIGN §3.13).
+    pub fn resume_from(&self, alive: Option<&Alive>) {
+        let unknown = Alive::long_ago();
+        let published = || {
+            self.directory()
+                .order
+                .iter()
+                .any(|cell| cell.snapshot.load().keyring.keys.iter().any(|key| key.published_at.is_some()))
+        };
+        let alive = match alive {
+            Some(alive) => alive,
+            None if published() => &unknown,
+            None => return,
+        };
+        // The record of being alive is not always durable; what was written with a keyring is.
+        let written =
+            self.directory().order.iter().map(|cell| cell.snapshot.load().keyring.clone()).collect::<Vec<_>>();
+        let written = written.iter().filter(|keyring| keyring.generation > 0).map(|keyring| keyring.written_at).max();
+        let recorded = written.map_or(alive.at, |written| written.max(alive.at));
+        let reading = self.clock.start_from(recorded);
+        if reading.frozen {
+            tracing::error!(recorded = %recorded, "the clock is behind the last recorded time: nothing that waits for time happens until it is right or accepted");
+        }
+        let gap = reading.now.since(alive.at);
+        let longest = self.longest_overlap();
+        let delay = if gap > longest { longest } else { alive.removals_delay };
+        if !delay.is_zero() {
+            self.removals_wait.store((self.clock.boot() + delay).as_millis(), Ordering::Relaxed);
+        }
+        if gap > longest && !longest.is_zero() {
+            tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
+        }
+        for issuer in &self.directory().issuers {
+            // A frozen clock hides how long the gap was.
+            if reading.frozen || gap > issuer.policy.load().max_age {
+                issuer.set_resumed_boot_ms(self.clock.boot().as_millis());
+            } else if let Some(resumed) = alive.resumed.get(&issuer.url) {
+                let ago = reading.now.since(*resumed);
+                issuer.set_resumed_boot_ms(self.clock.boot().as_millis() - ago.as_millis());
+            }
+        }
+    }
+
+    /// Beats until cancelled. Each beat also looks at the clock, so that a step is noticed without any request.
+    pub async fn beat(self: Arc<Self>, cancel: CancellationToken) {
+        let mut last = self.clock.boot();
+        let mut frozen = self.clock.read().frozen;
+        self.pulse().await;
+        loop {
+            let interval = self.interval();
+            tokio::select! {
+                () = self.clock.clock().sleep(interval) => {}
+                () = cancel.cancelled() => return,
+            }
+            let boot = self.clock.boot();
+            let silence = boot.saturating_sub(last);
+            last = boot;
+            self.notice_silence(silence, interval);
+            let reading = self.clock.read();
+            if reading.frozen != frozen {
+                frozen = reading.frozen;
+                self.clock_changed(frozen, reading.now);
+            }
+            self.pulse().await;
+        }
+    }
+
+    /// One record that the daemon is alive.
+    pub async fn pulse(&self) {
+        self.last_beat.store(self.clock.boot().as_millis(), Ordering::Relaxed);
+        let reading = self.clock.read();
+        self.metrics.set_clock_frozen(reading.frozen);
+        if reading.frozen || !self.is_open() {
+            return; // Nothing is recorded with a time that may be wrong, nor before anything is published.
+        }
+        let boot = self.clock.boot().as_millis();
+        let directory = self.directory();
+        let resumed = directory.issuers.iter().filter_map(|issuer| {
+            let at = issuer.resumed_boot_ms()?;
+            Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - at))))
+        });
+        let wait = self.removals_wait.load(Ordering::Relaxed);
+        let alive = Alive {
+            at: reading.now,
+            resumed: resumed.collect(),
+            removals_delay: Span::from_millis(wait.saturating_sub(boot)),
+        };
+        let failing = match self.ledger.write_alive(&alive).await {
+            Ok(()) => false,
+            Err(error) => {
+                if !self.heartbeat_failing.load(Ordering::Relaxed) {
+                    tracing::error!(error = %chain(&error), "cannot record that the daemon is alive; it is tried again");
+                }
+                true
+            }
+        };
+        self.heartbeat_failing.store(failing, Ordering::Relaxed);
+        if !failing {
+            for cell in directory.order.iter().filter(|cell| cell.snapshot.load().store_failing) {
+                self.edit(cell, |shown| shown.store_failing = false).await;
+            }
+        }
+        if let Err(error) = self.confirm_created().await {
+            tracing::error!(error = %chain(&error), "cannot record that a keyset was created; it is tried again");
+        }
+    }
+
+    pub(super) fn heartbeat_fails(&self) -> bool {
+        self.heartbeat_failing.load(Ordering::Relaxed)
+    }
+
+    /// An operator accepts the clock as it is. The audit entry is durable before anything moves.
+    ///
+    /// # Errors
+    /// The installation's record could not be written; the clock stays frozen.
+    pub async fn accept_clock(&self, actor: &str, reason: Option<&str>) -> Result<Timestamp, LedgerError> {
+        let at = self.clock.clock().wall();
+        let note = |journal: &mut Journal| {
+            journal.note(at, "clock-accept", actor, reason, [], None);
+            journal.tidy(at);
+        };
+        self.ledger.amend_journal(note).await?;
+        let reading = self.clock.accept();
+        // How much time really passed nobody knows: what waits for time waits once more.
+        let boot = self.clock.boot();
+        self.removals_wait.store((boot + self.longest_overlap()).as_millis(), Ordering::Relaxed);
+        for issuer in &self.directory().issuers {
+            issuer.set_resumed_boot_ms(boot.as_millis());
+        }
+        self.clock_changed(false, reading.now);
+        Ok(reading.now)
+    }
+
+    /// Writes down that an operator had the configuration re-read; the reload has happened whatever becomes of this.
+    pub async fn note_reload(&self, actor: &str, reason: Option<&str>) {
+        let at = self.clock.now();
+        let note = |journal: &mut Journal| {
+            journal.note(at, "reload", actor, reason, [], None);
+            journal.tidy(at);
+        };
+        if let Err(error) = self.ledger.amend_journal(note).await {
+            tracing::error!(error = %chain(&error), "the reload could not be written into the audit log");
+        }
+    }
+
+    /// Whether the configuration on disk is the one that runs.
+    pub fn set_configuration_valid(&self, valid: bool) {
+        self.metrics.set_config_last_reload_successful(valid);
+        self.metrics.set_alarm(Alarm::ConfigInvalid, u64::from(!valid));
+    }
+
+    /// Announces that the guard froze or thawed, and has everything planned again.
+    pub fn clock_changed(&self, frozen: bool, now: Timestamp) {
+        self.metrics.set_clock_frozen(frozen);
+        if frozen {
+            tracing::error!(%now, "the wall clock stepped: nothing that waits for time happens; signing goes on by boot time");
+        } else {
+            tracing::warn!(%now, "the wall clock is trusted again");
+        }
+        self.wake_all();
+    }
+
+    /// A process that was stopped, or a machine that slept, published nothing meanwhile.
+    fn notice_silence(&self, silence: Span, interval: Span) {
+        let boot = self.clock.boot().as_millis();
+        for issuer in &self.directory().issuers {
+            if silence > issuer.policy.load().max_age.max(interval.times(3)) {
+                issuer.set_resumed_boot_ms(boot);
+                tracing::warn!(issuer = %issuer.url, silence = %silence, "nothing was published for longer than max_age; promotions wait until verifiers could see the keys again");
+            }
+        }
+        if silence > interval.times(3) {
+            self.wake_all();
+        }
+    }
+
+    /// Whether this process was asleep for so long that its documents may have left every cache.
+    pub(super) fn is_silent(&self, max_age: Span, boot: Span) -> bool {
+        let last = Span::from_millis(self.last_beat.load(Ordering::Relaxed));
+        self.is_open() && boot.saturating_sub(last) > max_age.max(heartbeat_interval(max_age).times(3))
+    }
+
+    fn interval(&self) -> Span {
+        let directory = self.directory();
+        let shortest = directory.issuers.iter().map(|issuer| issuer.policy.load().max_age).min();
+        heartbeat_interval(shortest.unwrap_or(Span::MINUTE))
+    }
+
+    fn longest_overlap(&self) -> Span {
+        let directory = self.directory();
+        let overlaps = directory.order.iter().map(|cell| {
+            let keyring = cell.snapshot.load().keyring.clone();
+            let keys = keyring.published().map(|key| keyring.overlap_of(key)).max();
+            keys.unwrap_or(Span::ZERO).max(keyring.policy.overlap())
+        });
+        overlaps.max().unwrap_or(Span::ZERO)
+    }
+}

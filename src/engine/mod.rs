@@ -1,0 +1,198 @@
+//! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
+
+pub mod cell;
+pub mod command;
+pub mod heartbeat;
+mod publish;
+mod reconcile;
+pub mod scheduler;
+pub mod signing;
+pub mod snapshot;
+mod start;
+pub mod view;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::backend::local::ImportPrivate;
+use crate::backend::{Backend, KeyIdentity, StoredKey};
+use crate::clock::TrustedClock;
+use crate::keyring::name::Name;
+use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX};
+use crate::keyring::policy::Policy;
+use crate::keyring::record::{Key, Keyring};
+use crate::keyring::time::{Span, Timestamp};
+use crate::store::ledger::Ledger;
+use crate::telemetry::metrics::Metrics;
+
+pub use cell::{Directory, IssuerCell, KeysetCell, Route, RouteKind};
+pub use command::CommandError;
+pub use reconcile::{Rest, chain};
+pub use signing::{Issued, SignFailure};
+pub use snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Wanted};
+pub use start::StartError;
+
+/// The most bytes an issuer's JWKS may have (Nimbus reads 50 KB).
+pub const JWKS_BYTES_MAX: usize = 50_000;
+
+/// The daemon's core at work. Shared by all listeners and tasks.
+pub struct Engine {
+    pub clock: Arc<TrustedClock>,
+    pub metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
+    backends: HashMap<&'static str, Arc<dyn Backend>>,
+    /// Seals imported private keys, where a backend can.
+    importer: Option<Arc<dyn ImportPrivate>>,
+    directory: ArcSwap<Directory>,
+    settings: ArcSwap<Settings>,
+    /// The public listener answers.
+    open: AtomicBool,
+    /// Boot time until which removals wait, in milliseconds.
+    removals_wait: AtomicI64,
+    heartbeat_failing: AtomicBool,
+    /// Boot time of the last heartbeat, in milliseconds.
+    last_beat: AtomicI64,
+    stopping: AtomicBool,
+    /// Keyrings were written that the installation does not list as created yet.
+    unconfirmed: AtomicBool,
+    scheduler: std::sync::Mutex<scheduler::Tasks>,
+}
+
+/// What the engine needs to know besides policies.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub sign_deadline: Span,
+    /// Log one line per signature.
+    pub audit_signatures: bool,
+    /// Threads that may sign slow signatures of one keyset at once.
+    pub pool_size: usize,
+}
+
+/// A keyset of the configuration.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    pub name: Name,
+    pub policy: Arc<Policy>,
+    /// The policy passed every rule of DESIGN §4; otherwise an existing keyring starts degraded.
+    pub fits: bool,
+}
+
+impl Engine {
+    pub fn new(
+        clock: Arc<TrustedClock>,
+        ledger: Arc<Ledger>,
+        backends: impl IntoIterator<Item = Arc<dyn Backend>>,
+        importer: Option<Arc<dyn ImportPrivate>>,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> Arc<Engine> {
+        Arc::new(Engine {
+            clock,
+            metrics,
+            ledger,
+            backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
+            importer,
+            directory: ArcSwap::from_pointee(Directory::default()),
+            settings: ArcSwap::from_pointee(settings),
+            open: AtomicBool::new(false),
+            removals_wait: AtomicI64::new(i64::MIN),
+            heartbeat_failing: AtomicBool::new(false),
+            last_beat: AtomicI64::new(0),
+            stopping: AtomicBool::new(false),
+            unconfirmed: AtomicBool::new(true),
+            scheduler: std::sync::Mutex::default(),
+        })
+    }
+
+    pub fn directory(&self) -> Arc<Directory> {
+        self.directory.load_full()
+    }
+
+    pub fn keyset(&self, name: &str) -> Option<Arc<KeysetCell>> {
+        self.directory.load().keysets.get(name).cloned()
+    }
+
+    /// Exchanges the settings; pools keep the size they were made with.
+    pub fn set_settings(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// What the planner has to know, as of now.
+    pub fn facts<'a>(&self, cell: &KeysetCell, snapshot: &'a KeysetSnapshot) -> Facts<'a> {
+        let reading = self.clock.read();
+        let boot = self.clock.boot();
+        // Boot time knows how long ago something happened whatever became of the wall clock.
+        let past = |at: &Span| reading.now - boot.saturating_sub(*at);
+        let future = |at: Span| reading.now + at.saturating_sub(boot);
+        let wait = self.removals_wait.load(Ordering::Relaxed);
+        Facts {
+            now: reading.now,
+            clock_frozen: reading.frozen,
+            removals_not_before: if wait > boot.as_millis() {
+                future(Span::from_millis(wait))
+            } else {
+                Timestamp::EPOCH
+            },
+            desired: match &snapshot.desired {
+                Wanted::Policy(policy) => Desired::Policy(policy),
+                Wanted::Degraded => Desired::Degraded,
+                Wanted::Absent => Desired::Absent,
+            },
+            published: snapshot.published.iter().map(|(serial, at)| (*serial, past(at))).collect(),
+            stopped: snapshot.stopped.iter().map(|(serial, at)| (*serial, past(at))).collect(),
+            resumed_at: if self.is_silent(cell.issuer.policy.load().max_age, boot) {
+                Some(reading.now)
+            } else {
+                let resumed = cell.issuer.resumed_boot_ms();
+                resumed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot.as_millis() - at)))
+            },
+            issuer_served: self.is_open() && cell.issuer.serves_others(snapshot),
+            room: self.room(cell, &snapshot.keyring),
+            backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),
+        }
+    }
+
+    /// How many more keys the issuer's JWKS can take, by number and by bytes.
+    fn room(&self, cell: &KeysetCell, keyring: &Keyring) -> u32 {
+        let Some(document) = cell.issuer.document.load_full() else { return JWKS_KEYS_MAX };
+        let by_number = JWKS_KEYS_MAX.saturating_sub(document.keys);
+        let spare = JWKS_BYTES_MAX.saturating_sub(document.body.len());
+        let by_bytes = spare / keyring.policy.algorithm.jwk_bytes();
+        by_number.min(u32::try_from(by_bytes).unwrap_or(u32::MAX))
+    }
+
+    fn stored_key(&self, keyring: &Keyring, key: &Key) -> Option<StoredKey> {
+        let private = key.private.as_ref()?;
+        Some(StoredKey {
+            identity: self.identity(keyring, key.serial),
+            kid: key.kid.clone(),
+            algorithm: key.algorithm,
+            public: key.public.clone(),
+            handle: private.handle.clone(),
+        })
+    }
+
+    fn identity(&self, keyring: &Keyring, serial: u64) -> KeyIdentity {
+        KeyIdentity {
+            installation: self.ledger.installation().id.clone(),
+            lineage: keyring.lineage.clone(),
+            keyset: keyring.keyset.clone(),
+            serial,
+        }
+    }
+
+    fn backend(&self, name: &str) -> Option<&Arc<dyn Backend>> {
+        self.backends.get(name)
+    }
+}

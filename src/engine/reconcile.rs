@@ -1,0 +1,380 @@
+//! Plan, carry out, write, show; again until the planner says when to look next.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::cell::{KeysetCell, Writer};
+use super::snapshot::{ActiveKey, Backoff};
+use crate::backend::{Backend, BackendError, BackendErrorKind};
+use crate::keyring::algorithm::Algorithm;
+use crate::keyring::change::{Change, NewKey};
+use crate::keyring::plan::{SlowStep, Step, plan};
+use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
+use crate::keyring::time::{Span, Timestamp};
+use crate::store::ledger::{LedgerError, Loaded, Settled};
+use crate::telemetry::metrics::{BackendOperation, BackendOutcome, RotationFailureReason, RotationStep};
+
+/// What a keyset wants after a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing to do before this trusted time, or before somebody notifies.
+    Until(Option<Timestamp>),
+    /// Something failed: again after this long.
+    Retry(Span),
+    /// The keyset is frozen: only a restart after repair helps.
+    Frozen,
+}
+
+/// Retries of slow steps and writes are at most this far apart (DESIGN §10).
+const RETRY_MAX: Span = Span::from_secs(5);
+const RETRY_MIN: Span = Span::from_millis(100);
+
+/// Steps one pass may take before it yields to the scheduler; far above what any policy needs.
+const STEPS_MAX: usize = 10_000;
+
+/// A write that did not happen.
+pub(super) enum CommitError {
+    Ledger(LedgerError),
+    /// The key that would sign cannot be opened.
+    Signer(BackendError),
+}
+
+impl Engine {
+    /// Brings one keyset to where it should be now. Safe to call at any time, from anywhere, again and again.
+    pub async fn reconcile(&self, cell: &Arc<KeysetCell>) -> Rest {
+        for _ in 0..STEPS_MAX {
+            if self.stopping.load(Ordering::Relaxed) {
+                return Rest::Until(None);
+            }
+            if cell.uncertain.load(Ordering::Acquire) {
+                let settled = self.settle(cell, &mut *cell.writer.lock().await).await;
+                if let Err(error) = settled {
+                    return self.commit_failed(cell, RotationStep::Policy, &CommitError::Ledger(error));
+                }
+            }
+            let snapshot = cell.snapshot.load_full();
+            if snapshot.frozen.is_some() {
+                return Rest::Frozen;
+            }
+            if snapshot.keyring.active().is_some() && snapshot.active.is_none() {
+                if let Err(rest) = self.open_active(cell).await {
+                    return rest;
+                }
+                continue;
+            }
+            let plan = plan(&snapshot.keyring, &self.facts(cell, &snapshot));
+            let outcome = match plan.step {
+                None => {
+                    self.refresh_metrics(cell);
+                    return Rest::Until(plan.wake);
+                }
+                Some(Step::Write(change)) => self.carry_write(cell, snapshot.keyring.generation, &change).await,
+                Some(Step::Create { serial, algorithm }) => self.carry_create(cell, serial, algorithm).await,
+                Some(Step::Destroy { serial }) => self.carry_destroy(cell, serial).await,
+            };
+            if let Err(rest) = outcome {
+                self.refresh_metrics(cell);
+                return rest;
+            }
+        }
+        Rest::Retry(RETRY_MIN)
+    }
+
+    async fn carry_write(&self, cell: &Arc<KeysetCell>, generation: u64, change: &Change) -> Result<(), Rest> {
+        let mut writer = cell.writer.lock().await;
+        let settled = self.settle(cell, &mut writer).await;
+        settled.map_err(|error| self.commit_failed(cell, step_of(change), &CommitError::Ledger(error)))?;
+        let current = cell.snapshot.load_full().keyring.clone();
+        if current.generation != generation {
+            return Ok(()); // Somebody wrote in between: plan again.
+        }
+        let next = current.after(change, self.clock.now());
+        self.commit(cell, &mut writer, next)
+            .await
+            .map_err(|error| self.commit_failed(cell, step_of(change), &error))?;
+        if let Change::Promote { trigger, .. } = change {
+            cell.metrics.rotated((*trigger).into());
+        }
+        Ok(())
+    }
+
+    /// The backend works outside the write; whether its key is still wanted is checked again inside.
+    async fn carry_create(&self, cell: &Arc<KeysetCell>, serial: Serial, algorithm: Algorithm) -> Result<(), Rest> {
+        let slow = SlowStep::Create { serial };
+        let keyring = cell.snapshot.load_full().keyring.clone();
+        let name = keyring.policy.backend.clone();
+        let Some(backend) = self.backend(&name).cloned() else {
+            return self.step_failed(cell, slow, RotationStep::Create, BackendErrorKind::Unavailable).await;
+        };
+        let identity = self.identity(&keyring, serial);
+        let made = self.timed(&backend, BackendOperation::Create, backend.create(&identity, algorithm)).await;
+        let created = match made {
+            Ok(created) => created,
+            Err(error) => {
+                tracing::warn!(keyset = %cell.name, serial, error = %chain(&error), "a new key could not be created; it is tried again");
+                return self.step_failed(cell, slow, RotationStep::Create, error.kind).await;
+            }
+        };
+        let _admission = cell.issuer.admission.lock().await;
+        let mut writer = cell.writer.lock().await;
+        let settled = self.settle(cell, &mut writer).await;
+        settled.map_err(|error| self.commit_failed(cell, RotationStep::Create, &CommitError::Ledger(error)))?;
+        let snapshot = cell.snapshot.load_full();
+        let still = plan(&snapshot.keyring, &self.facts(cell, &snapshot)).step;
+        if still != Some(Step::Create { serial, algorithm }) {
+            return Ok(()); // Not wanted any more, or something else is due first; creation is idempotent.
+        }
+        let private = PrivateHandle { backend: name, handle: created.handle };
+        let key = NewKey { kid: created.kid, algorithm, public: created.public, private: Some(private) };
+        let next = snapshot.keyring.after(&Change::Add(Box::new(key)), self.clock.now());
+        let Err(error) = self.commit(cell, &mut writer, next).await else { return Ok(()) };
+        drop(writer);
+        // Making a key costs more than writing it: not again at once.
+        self.back_off(cell, slow).await;
+        Err(self.commit_failed(cell, RotationStep::Create, &error))
+    }
+
+    async fn carry_destroy(&self, cell: &Arc<KeysetCell>, serial: Serial) -> Result<(), Rest> {
+        let keyring = cell.snapshot.load_full().keyring.clone();
+        let slow = SlowStep::Destroy { serial };
+        let key = keyring.key(serial);
+        let Some((key, stored)) = key.and_then(|key| Some((key, self.stored_key(&keyring, key)?))) else {
+            return Ok(());
+        };
+        let name = key.private.as_ref().map(|private| private.backend.as_str()).unwrap_or_default();
+        let Some(backend) = self.backend(name).cloned() else {
+            return self.step_failed(cell, slow, RotationStep::Destroy, BackendErrorKind::Unavailable).await;
+        };
+        if let Err(error) = self.timed(&backend, BackendOperation::Destroy, backend.destroy(&stored)).await {
+            tracing::warn!(keyset = %cell.name, serial, error = %chain(&error), "a private key could not be destroyed; it is tried again");
+            return self.step_failed(cell, slow, RotationStep::Destroy, error.kind).await;
+        }
+        let mut writer = cell.writer.lock().await;
+        let settled = self.settle(cell, &mut writer).await;
+        settled.map_err(|error| self.commit_failed(cell, RotationStep::Destroy, &CommitError::Ledger(error)))?;
+        let current = cell.snapshot.load_full().keyring.clone();
+        if current.key(serial).is_none_or(|key| key.private.is_none() || key.state.is_published()) {
+            return Ok(());
+        }
+        let next = current.after(&Change::Destroyed(serial), self.clock.now());
+        self.commit(cell, &mut writer, next)
+            .await
+            .map_err(|error| self.commit_failed(cell, RotationStep::Destroy, &error))
+    }
+
+    /// Opens the active key when an earlier attempt failed.
+    async fn open_active(&self, cell: &Arc<KeysetCell>) -> Result<(), Rest> {
+        let _writer = cell.writer.lock().await;
+        let keyring = cell.snapshot.load_full().keyring.clone();
+        match self.ready_signer(cell, &keyring).await {
+            Ok(signer) => {
+                self.show(cell, keyring, signer);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(keyset = %cell.name, error = %chain(&error), "the active key cannot be opened; it is tried again");
+                Err(Rest::Retry(RETRY_MAX))
+            }
+        }
+    }
+
+    /// Makes `next` durable, then shows it. The caller holds the writer.
+    pub(super) async fn commit(
+        &self,
+        cell: &Arc<KeysetCell>,
+        writer: &mut Writer,
+        next: Keyring,
+    ) -> Result<(), CommitError> {
+        let signer: Option<Arc<ActiveKey>> = match self.ready_signer(cell, &next).await {
+            Ok(signer) => signer,
+            // A revocation waits for nothing; the successor is opened later.
+            Err(_) if keeps_or_revokes_the_signer(cell, &next) => None,
+            Err(error) => return Err(CommitError::Signer(error)),
+        };
+        let saved = self.save(cell, writer, &next).await.inspect_err(|error| self.distrust(cell, error));
+        writer.stored = Some(saved.map_err(CommitError::Ledger)?);
+        let before = cell.snapshot.load_full().keyring.clone();
+        let next = Arc::new(next);
+        let was_full = self.room(cell, &before) == 0;
+        self.show(cell, next.clone(), signer);
+        self.report(cell, &before, &next);
+        if was_full && self.room(cell, &next) > 0 {
+            self.wake_siblings(cell);
+        }
+        if next.generation == 1 {
+            self.unconfirmed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Writes, and where the outcome is unknown reads back what happened. What stays unknown is remembered.
+    async fn save(&self, cell: &KeysetCell, writer: &mut Writer, next: &Keyring) -> Result<Loaded, LedgerError> {
+        let failed = match self.ledger.save(writer.stored.as_ref(), next).await {
+            Ok(saved) => return Ok(saved),
+            Err(error) if !error.may_pass() => return Err(error),
+            Err(error) => error,
+        };
+        match self.ledger.settle(writer.stored.as_ref(), next).await {
+            Ok(Settled::Written(saved)) => Ok(*saved),
+            Ok(Settled::NotWritten) => Err(failed),
+            Err(error) if error.is_distrust() => Err(error),
+            Err(_) => {
+                writer.unsettled = Some(next.clone());
+                cell.uncertain.store(true, Ordering::Release);
+                cell.wake.notify_one();
+                Err(failed)
+            }
+        }
+    }
+
+    /// Finds out what became of a write whose outcome was unknown; shows it if it is stored.
+    pub(super) async fn settle(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
+        let Some(unsettled) = writer.unsettled.clone() else { return Ok(()) };
+        match self.ledger.settle(writer.stored.as_ref(), &unsettled).await {
+            Ok(Settled::NotWritten) => {}
+            Ok(Settled::Written(saved)) => {
+                writer.stored = Some(*saved);
+                let before = cell.snapshot.load_full().keyring.clone();
+                let next = Arc::new(unsettled);
+                // A signer that cannot be opened now is opened by the next pass.
+                let signer = self.ready_signer(cell, &next).await.ok().flatten();
+                self.show(cell, next.clone(), signer);
+                self.report(cell, &before, &next);
+            }
+            Err(error) => {
+                self.distrust(cell, &error);
+                return Err(error);
+            }
+        }
+        writer.unsettled = None;
+        cell.uncertain.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// A record that is not what we wrote cannot be trusted: the last good set is served, nothing more is written.
+    fn distrust(&self, cell: &KeysetCell, error: &LedgerError) {
+        let mut shown = (*cell.snapshot.load_full()).clone();
+        if error.is_distrust() {
+            tracing::error!(keyset = %cell.name, error = %chain(error), "the keyset is frozen: what it published stays, nothing is written");
+            shown.frozen = Some(chain(error).into());
+        } else {
+            shown.store_failing = true;
+        }
+        cell.snapshot.store(Arc::new(shown));
+    }
+
+    fn commit_failed(&self, cell: &KeysetCell, step: RotationStep, error: &CommitError) -> Rest {
+        let reason = match error {
+            CommitError::Ledger(_) => RotationFailureReason::Store,
+            CommitError::Signer(_) => RotationFailureReason::Backend,
+        };
+        cell.metrics.rotation_failed(step, reason);
+        match error {
+            CommitError::Ledger(error) if error.is_distrust() => Rest::Frozen,
+            CommitError::Ledger(error) => {
+                tracing::error!(keyset = %cell.name, error = %chain(error), "a step could not be stored; it is tried again");
+                Rest::Retry(Span::SECOND)
+            }
+            CommitError::Signer(error) => {
+                tracing::error!(keyset = %cell.name, error = %chain(error), "the key that should sign cannot be opened; it is tried again");
+                Rest::Retry(RETRY_MAX)
+            }
+        }
+    }
+
+    /// Notes that a slow step failed and when it may be tried again; other steps go on.
+    async fn step_failed(
+        &self,
+        cell: &Arc<KeysetCell>,
+        slow: SlowStep,
+        step: RotationStep,
+        kind: BackendErrorKind,
+    ) -> Result<(), Rest> {
+        let reason = match kind {
+            BackendErrorKind::PairwiseTest => RotationFailureReason::PairwiseTest,
+            _ => RotationFailureReason::Backend,
+        };
+        cell.metrics.rotation_failed(step, reason);
+        self.back_off(cell, slow).await;
+        Ok(())
+    }
+
+    async fn back_off(&self, cell: &KeysetCell, slow: SlowStep) {
+        let boot = self.clock.boot();
+        self.edit(cell, |shown| {
+            let failures = shown.backoff.get(&slow).map_or(1, |backoff| backoff.failures.saturating_add(1));
+            let delay = RETRY_MIN.times(1 << failures.min(6)).min(RETRY_MAX);
+            shown.backoff.insert(slow, Backoff { not_before: boot + delay, failures });
+        })
+        .await;
+    }
+
+    /// Runs a backend call and counts how it went and how long it took.
+    pub(super) async fn timed<T>(
+        &self,
+        backend: &Arc<dyn Backend>,
+        operation: BackendOperation,
+        call: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let start = self.clock.clock().monotonic();
+        let result = call.await;
+        let took = self.clock.clock().monotonic().saturating_sub(start);
+        let outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+        self.metrics.register_backend(backend.name()).requested(operation, outcome, took);
+        result
+    }
+
+    fn wake_siblings(&self, cell: &KeysetCell) {
+        let directory = self.directory();
+        for sibling in directory.keysets_of(&cell.issuer) {
+            sibling.wake.notify_one();
+        }
+    }
+}
+
+/// Whether a write must not wait for a key that cannot be opened: it takes the signer away, or does not touch it.
+fn keeps_or_revokes_the_signer(cell: &KeysetCell, next: &Keyring) -> bool {
+    let shown = cell.snapshot.load();
+    let signing = shown.keyring.active().and_then(|active| next.key(active.serial));
+    signing.is_some_and(|key| matches!(key.state, KeyState::Revoked | KeyState::Active))
+}
+
+fn step_of(change: &Change) -> RotationStep {
+    match change {
+        Change::Add(_) => RotationStep::Create,
+        Change::Observe { .. } => RotationStep::Publish,
+        Change::Propagated(_) => RotationStep::Propagate,
+        Change::Promote { .. } => RotationStep::Promote,
+        Change::Withdraw(_) | Change::Expire(_) => RotationStep::Retire,
+        Change::Destroyed(_) => RotationStep::Destroy,
+        Change::AdoptPolicy(_) | Change::Restart { .. } | Change::HoldEnded | Change::Rebase => RotationStep::Policy,
+    }
+}
+
+pub(super) fn outcome_of(kind: BackendErrorKind) -> BackendOutcome {
+    match kind {
+        BackendErrorKind::Unavailable => BackendOutcome::Unavailable,
+        BackendErrorKind::Timeout => BackendOutcome::Timeout,
+        BackendErrorKind::Throttled => BackendOutcome::Throttled,
+        BackendErrorKind::Denied => BackendOutcome::Denied,
+        BackendErrorKind::KeyDisabled => BackendOutcome::KeyDisabled,
+        BackendErrorKind::NotFound => BackendOutcome::NotFound,
+        BackendErrorKind::Unreadable | BackendErrorKind::PairwiseTest | BackendErrorKind::Internal => {
+            BackendOutcome::Failed
+        }
+    }
+}
+
+/// An error with its causes, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

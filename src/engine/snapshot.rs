@@ -1,0 +1,127 @@
+//! What requests read: immutable, swapped whole, never locked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::backend::Signer;
+use crate::keyring::algorithm::Algorithm;
+use crate::keyring::claims::TokenRules;
+use crate::keyring::jwk::{Kid, PublicJwk};
+use crate::keyring::plan::SlowStep;
+use crate::keyring::policy::Policy;
+use crate::keyring::record::{Key, Keyring, Serial};
+use crate::keyring::time::Span;
+
+/// Everything known of a keyset at one instant.
+#[derive(Clone)]
+pub struct KeysetSnapshot {
+    pub keyring: Arc<Keyring>,
+    pub desired: Wanted,
+    pub rules: Arc<TokenRules>,
+    pub active: Option<Arc<ActiveKey>>,
+    /// Boot time since which this process publishes each key on an open listener.
+    pub published: BTreeMap<Serial, Span>,
+    /// Boot time since which this process cannot sign with each retiring key.
+    pub stopped: BTreeMap<Serial, Span>,
+    /// Slow steps that failed: the boot time of the next attempt, and how often they failed.
+    pub backoff: BTreeMap<SlowStep, Backoff>,
+    /// Why nothing is written any more, if the record cannot be trusted.
+    pub frozen: Option<Arc<str>>,
+    /// The last write failed.
+    pub store_failing: bool,
+}
+
+/// What the configuration wants of a keyset; the owned form of `plan::Desired`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wanted {
+    Policy(Arc<Policy>),
+    Degraded,
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub not_before: Span,
+    pub failures: u32,
+}
+
+/// The key that signs, opened, with its headers rendered.
+pub struct ActiveKey {
+    pub serial: Serial,
+    pub kid: Kid,
+    pub algorithm: Algorithm,
+    pub public: PublicJwk,
+    pub backend: String,
+    pub signer: Signer,
+    /// `base64url(header) + "."` for each allowed `typ`, in the policy's order.
+    pub headers: Vec<String>,
+    pub door: Arc<Door>,
+}
+
+/// Where finished tokens of one key leave, until it is revoked.
+#[derive(Default)]
+pub struct Door {
+    revoked: AtomicBool,
+    leaving: AtomicUsize,
+}
+
+impl ActiveKey {
+    pub fn new(key: &Key, types: &[String], signer: Signer, door: Arc<Door>) -> Self {
+        ActiveKey {
+            serial: key.serial,
+            kid: key.kid.clone(),
+            algorithm: key.algorithm,
+            public: key.public.clone(),
+            backend: key.private.as_ref().map(|private| private.backend.clone()).unwrap_or_default(),
+            signer,
+            headers: types.iter().map(|typ| header(key.algorithm, typ, &key.kid)).collect(),
+            door,
+        }
+    }
+}
+
+impl Door {
+    /// Lets a finished token out, unless the key was revoked meanwhile. `token` must be quick.
+    pub fn leave<T>(&self, token: impl FnOnce() -> T) -> Option<T> {
+        self.leaving.fetch_add(1, Ordering::SeqCst);
+        let token = (!self.revoked.load(Ordering::SeqCst)).then(token);
+        self.leaving.fetch_sub(1, Ordering::SeqCst);
+        token
+    }
+
+    /// From now on no token of this key leaves.
+    pub fn close(&self) {
+        self.revoked.store(true, Ordering::SeqCst);
+        // What passed the check before the store is through in nanoseconds, unless its thread was preempted.
+        while self.leaving.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.revoked.load(Ordering::SeqCst)
+    }
+}
+
+/// The JOSE header of every token: `alg`, `typ` and `kid` (RFC 7515 §4.1, RFC 8725 §3.11), base64url, with its dot.
+fn header(algorithm: Algorithm, typ: &str, kid: &Kid) -> String {
+    let header = serde_json::json!({ "alg": algorithm.alg(), "typ": typ, "kid": kid.as_str() });
+    let mut encoded = URL_SAFE_NO_PAD.encode(header.to_string());
+    encoded.push('.');
+    encoded
+}
+
+/// A published JWKS, rendered once per change.
+pub struct JwksDocument {
+    pub body: bytes::Bytes,
+    /// Strong entity tag with its quotes (RFC 9110 §8.8.3).
+    pub etag: http::HeaderValue,
+    pub cache_control: http::HeaderValue,
+    pub keys: u32,
+    /// The `alg` values in it, for the discovery document.
+    pub algs: Vec<&'static str>,
+}

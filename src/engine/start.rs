@@ -1,0 +1,352 @@
+//! From stored records and a configuration to a directory of keysets; also at a reload.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Mutex, Notify};
+
+use super::cell::{Directory, IssuerCell, KeysetCell, REMOTE_CONCURRENCY, Route, RouteKind, SigningPool, Writer};
+use super::reconcile::chain;
+use super::snapshot::{KeysetSnapshot, Wanted};
+use super::{Declared, Engine};
+use crate::backend::BackendErrorKind;
+use crate::keyring::change::Change;
+use crate::keyring::claims::TokenRules;
+use crate::keyring::name::Name;
+use crate::keyring::policy::{Discovery, IssuerPolicy};
+use crate::keyring::record::Keyring;
+use crate::store::ledger::{KeysetState, LedgerError, Loaded};
+
+/// Why the daemon does not start, or a new configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error("keyset {keyset}: key {serial} of its keyring cannot be opened: {cause}. See docs/restore.md")]
+    Key { keyset: Name, serial: u64, cause: String },
+    #[error(
+        "keyset.{keyset}: its keys are published for the issuer {stored}, the configuration says {configured}: put the former issuer back, run `jwksd drain {keyset}`, and change it once its keys have retired"
+    )]
+    IssuerChanged { keyset: Name, stored: String, configured: String },
+    #[error("keyset.{keyset} is new and its configuration breaks a rule of timing; see the messages of `jwksd check`")]
+    NewDoesNotFit { keyset: Name },
+    #[error(
+        "keyset {keyset}, which is gone from the configuration, is published at {path} for {url}; the configuration uses that path for another issuer"
+    )]
+    PathTaken { keyset: Name, path: String, url: String },
+}
+
+/// A keyset about to become a cell.
+struct Known {
+    stored: Option<Loaded>,
+    keyring: Keyring,
+    wanted: Wanted,
+    position: usize,
+}
+
+impl Engine {
+    /// Takes a configuration: loads what is stored, registers what is new, keeps what runs. Nothing changes on error.
+    pub async fn configure(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
+        let current = self.directory();
+        let mut known = self.gather(declared, &current).await?;
+        let mut errors = Vec::new();
+        for declared in declared {
+            if let Some(entry) = known.get(&declared.name)
+                && let Some(error) = contradiction(declared, &entry.keyring)
+            {
+                errors.push(error);
+            }
+        }
+        for (name, entry) in &known {
+            if !current.keysets.contains_key(name) {
+                errors.extend(self.unreadable_keys(name, &entry.keyring).await);
+            }
+        }
+        errors.extend(contested_paths(&known, declared));
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        self.register_new(declared, &mut known, &current).await.map_err(|error| vec![error])?;
+        let directory = self.build(known, &current);
+        self.directory.store(Arc::new(directory));
+        self.take_over(declared).await;
+        Ok(())
+    }
+
+    /// Every keyset of the configuration and of the store, with its keyring.
+    async fn gather(
+        &self,
+        declared: &[Declared],
+        current: &Directory,
+    ) -> Result<BTreeMap<Name, Known>, Vec<StartError>> {
+        let stored = self.ledger.installation();
+        let names: BTreeSet<Name> =
+            stored.keysets.keys().cloned().chain(declared.iter().map(|d| d.name.clone())).collect();
+        let mut known = BTreeMap::new();
+        let mut errors: Vec<StartError> = Vec::new();
+        for name in names {
+            let position = declared.iter().position(|d| d.name == name);
+            let wanted = position.map_or(Wanted::Absent, |at| match declared[at].fits {
+                true => Wanted::Policy(declared[at].policy.clone()),
+                false => Wanted::Degraded,
+            });
+            let position = position.unwrap_or(usize::MAX);
+            if let Some(cell) = current.keysets.get(&name) {
+                let keyring = (*cell.snapshot.load_full().keyring).clone();
+                known.insert(name, Known { stored: None, keyring, wanted, position });
+                continue;
+            }
+            match self.ledger.load(&name).await {
+                Ok(Some(loaded)) => {
+                    let keyring = loaded.keyring.clone();
+                    known.insert(name, Known { stored: Some(loaded), keyring, wanted, position });
+                }
+                Ok(None) => {}
+                Err(error) => errors.push(error.into()),
+            }
+        }
+        let old = |d: &Declared| {
+            known.get(&d.name).is_some_and(|k: &Known| k.keyring.policy.issuer.url == d.policy.issuer.url)
+        };
+        for declared in declared.iter().filter(|d| !d.fits && !old(d)) {
+            errors.push(StartError::NewDoesNotFit { keyset: declared.name.clone() });
+        }
+        if errors.is_empty() { Ok(known) } else { Err(errors) }
+    }
+
+    /// Unreadable is not absent: every private key the keyring relies on must open, not only today's.
+    async fn unreadable_keys(&self, name: &Name, keyring: &Keyring) -> Vec<StartError> {
+        let mut errors = Vec::new();
+        for key in keyring.published().filter(|key| key.private.is_some()) {
+            if let Err(error) = self.open(keyring, key).await
+                && matches!(error.kind, BackendErrorKind::Unreadable)
+            {
+                let cause = chain(&error);
+                errors.push(StartError::Key { keyset: name.clone(), serial: key.serial, cause });
+            }
+        }
+        errors
+    }
+
+    async fn register_new(
+        &self,
+        declared: &[Declared],
+        known: &mut BTreeMap<Name, Known>,
+        current: &Directory,
+    ) -> Result<(), StartError> {
+        let moved =
+            |d: &&Declared| known.get(&d.name).is_none_or(|k| k.keyring.policy.issuer.url != d.policy.issuer.url);
+        let new: Vec<&Declared> = declared.iter().filter(moved).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let names: Vec<(Name, String)> = new.iter().map(|d| (d.name.clone(), d.policy.issuer.url.clone())).collect();
+        let registrations = self.ledger.register(&names, now).await?;
+        for registration in registrations {
+            let Some(position) = declared.iter().position(|d| d.name == registration.name) else { continue };
+            let policy = &declared[position].policy;
+            match known.get_mut(&registration.name) {
+                Some(entry) => {
+                    let change = Change::Restart { policy: Box::new((**policy).clone()), first: registration.first };
+                    // Nobody else writes it meanwhile, and the cell of the former issuer never again.
+                    let former = current.keysets.get(&registration.name);
+                    let _writer = match former {
+                        Some(cell) => Some(cell.writer.lock().await),
+                        None => None,
+                    };
+                    let stored = self.ledger.load(&registration.name).await?;
+                    let base = stored.as_ref().map_or(&entry.keyring, |stored| &stored.keyring);
+                    let next = base.after(&change, now);
+                    entry.stored = Some(self.ledger.save(stored.as_ref(), &next).await?);
+                    entry.keyring = next;
+                    if let Some(cell) = former {
+                        let mut ended = (*cell.snapshot.load_full()).clone();
+                        ended.frozen = Some("the keyset has moved to another issuer".into());
+                        cell.snapshot.store(Arc::new(ended));
+                    }
+                }
+                None => {
+                    let keyring = Keyring::new(
+                        registration.name.clone(),
+                        registration.lineage.clone(),
+                        (**policy).clone(),
+                        registration.first,
+                        now,
+                    );
+                    let wanted = Wanted::Policy(policy.clone());
+                    known.insert(registration.name, Known { stored: None, keyring, wanted, position });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn build(&self, known: BTreeMap<Name, Known>, current: &Directory) -> Directory {
+        let mut issuers: HashMap<String, Arc<IssuerCell>> = HashMap::new();
+        let mut directory = Directory::default();
+        let mut ordered: Vec<(Name, Known)> = known.into_iter().collect();
+        ordered.sort_by_key(|(_, known)| known.position);
+        for (name, known) in ordered {
+            let policy = known.issuer().clone();
+            let served = known.is_served();
+            let issuer = issuers.entry(policy.url.clone()).or_insert_with(|| {
+                let existing = current.issuers.iter().find(|issuer| issuer.url == policy.url).cloned();
+                let issuer = existing.unwrap_or_else(|| {
+                    Arc::new(IssuerCell::new(policy.clone(), self.metrics.register_issuer(&policy.name)))
+                });
+                issuer.policy.store(Arc::new(policy.clone()));
+                directory.issuers.push(issuer.clone());
+                issuer
+            });
+            let issuer = issuer.clone();
+            let existing = current.keysets.get(&name).filter(|cell| Arc::ptr_eq(&cell.issuer, &issuer));
+            let cell = match existing {
+                Some(cell) => {
+                    cell.position.store(known.position, Ordering::Relaxed);
+                    cell.clone()
+                }
+                None => self.cell(name.clone(), issuer.clone(), known),
+            };
+            if served {
+                for (path, kind) in paths(&policy) {
+                    directory.routes.insert(path, Route { issuer: cell.issuer.clone(), kind });
+                }
+            }
+            directory.order.push(cell.clone());
+            directory.keysets.insert(name, cell);
+        }
+        directory
+    }
+
+    fn cell(&self, name: Name, issuer: Arc<IssuerCell>, known: Known) -> Arc<KeysetCell> {
+        let policy = &known.keyring.policy;
+        let backend = self.backend(&policy.backend).map_or("local", |backend| backend.name());
+        let metrics = self.metrics.register_keyset(&name, policy.algorithm, backend, &policy.issuer.name);
+        let signing = metrics.signing(policy.algorithm, backend);
+        Arc::new(KeysetCell {
+            position: AtomicUsize::new(known.position),
+            issuer,
+            snapshot: ArcSwap::from_pointee(KeysetSnapshot {
+                rules: Arc::new(TokenRules::new(&policy.issuer.url, &policy.tokens)),
+                keyring: Arc::new(known.keyring.clone()),
+                desired: known.wanted,
+                active: None,
+                published: BTreeMap::new(),
+                stopped: BTreeMap::new(),
+                backoff: BTreeMap::new(),
+                frozen: None,
+                store_failing: false,
+            }),
+            metrics,
+            signing_metrics: ArcSwap::from_pointee(signing),
+            pool: SigningPool::new(if backend == "local" {
+                self.settings.load().pool_size
+            } else {
+                REMOTE_CONCURRENCY
+            }),
+            writer: Mutex::new(Writer { stored: known.stored, unsettled: None }),
+            wake: Notify::new(),
+            uncertain: AtomicBool::new(false),
+            name,
+        })
+    }
+
+    /// Shows every keyring under the new directory and tells each keyset what is wanted of it now.
+    async fn take_over(self: &Arc<Self>, declared: &[Declared]) {
+        let directory = self.directory();
+        for cell in &directory.order {
+            let wanted = match declared.iter().find(|d| d.name == cell.name) {
+                Some(d) if d.fits => Wanted::Policy(d.policy.clone()),
+                Some(_) => Wanted::Degraded,
+                None => Wanted::Absent,
+            };
+            self.want(cell, wanted).await;
+            let _writer = cell.writer.lock().await;
+            let keyring = cell.snapshot.load_full().keyring.clone();
+            if keyring.generation > 0 {
+                // A failure to open is retried, and reported, by reconciliation.
+                let signer = self.ready_signer(cell, &keyring).await.ok().flatten();
+                self.show(cell, keyring, signer);
+            }
+        }
+    }
+
+    /// Marks in the installation that every keyset has its keyring, so that a missing one is noticed.
+    pub async fn confirm_created(&self) -> Result<(), LedgerError> {
+        if !self.unconfirmed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let directory = self.directory();
+        let stored = directory.order.iter().filter(|cell| cell.snapshot.load().keyring.generation > 0);
+        let installation = self.ledger.installation();
+        let creating =
+            |name: &&Name| installation.keysets.get(*name).is_some_and(|entry| entry.state == KeysetState::Creating);
+        let names: Vec<Name> = stored.map(|cell| &cell.name).filter(creating).cloned().collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.ledger.created(&names).await.inspect_err(|_| self.unconfirmed.store(true, Ordering::Relaxed))
+    }
+}
+
+/// What a configuration must not say of an existing keyring.
+fn contradiction(declared: &Declared, keyring: &Keyring) -> Option<StartError> {
+    let (stored, configured) = (&keyring.policy.issuer.url, &declared.policy.issuer.url);
+    let moved = stored != configured && keyring.published().next().is_some();
+    moved.then(|| StartError::IssuerChanged {
+        keyset: declared.name.clone(),
+        stored: stored.clone(),
+        configured: configured.clone(),
+    })
+}
+
+/// Paths that two issuers would serve.
+fn contested_paths(known: &BTreeMap<Name, Known>, declared: &[Declared]) -> Vec<StartError> {
+    let mut takers: HashMap<String, (String, Name)> = HashMap::new();
+    let mut errors = Vec::new();
+    let stored = known.iter().filter(|(_, known)| known.is_served()).map(|(name, known)| (name, known.issuer()));
+    let new = declared.iter().filter(|d| !known.contains_key(&d.name)).map(|d| (&d.name, &d.policy.issuer));
+    for (name, issuer) in stored.chain(new) {
+        for (path, _) in paths(issuer) {
+            match takers.get(&path) {
+                Some((url, _)) if *url != issuer.url => {
+                    let (keyset, url) = (name.clone(), issuer.url.clone());
+                    errors.push(StartError::PathTaken { keyset, path, url });
+                }
+                _ => _ = takers.insert(path, (issuer.url.clone(), name.clone())),
+            }
+        }
+    }
+    errors
+}
+
+/// Where an issuer's documents are served.
+fn paths(policy: &IssuerPolicy) -> Vec<(String, RouteKind)> {
+    let path = policy.path();
+    let mut paths = vec![(policy.jwks_path(), RouteKind::Jwks)];
+    paths.extend(policy.jwks_paths.iter().map(|path| (path.clone(), RouteKind::Jwks)));
+    if policy.discovery == Discovery::Minimal {
+        paths.push((format!("{path}/.well-known/openid-configuration"), RouteKind::Discovery));
+        // RFC 8414 §3.1 puts the well-known part before the issuer's path.
+        paths.push((format!("/.well-known/oauth-authorization-server{path}"), RouteKind::Discovery));
+    }
+    paths
+}
+
+impl Known {
+    fn issuer(&self) -> &IssuerPolicy {
+        match &self.wanted {
+            Wanted::Policy(policy) => &policy.issuer,
+            Wanted::Degraded | Wanted::Absent => &self.keyring.policy.issuer,
+        }
+    }
+
+    /// A keyset that ended for good claims no path.
+    fn is_served(&self) -> bool {
+        let ended = self.keyring.drained && self.keyring.published().next().is_none();
+        !(ended && self.wanted == Wanted::Absent)
+    }
+}

@@ -1,0 +1,136 @@
+//! What an operator and Prometheus see of a keyset.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Engine;
+use super::cell::KeysetCell;
+use super::snapshot::KeysetSnapshot;
+use crate::keyring::outlook::{Alarm, Outlook, outlook};
+use crate::keyring::plan::is_held;
+use crate::keyring::record::{KeyState, Keyring};
+use crate::keyring::time::Timestamp;
+use crate::telemetry::audit::{LifecycleEvent, lifecycle};
+
+/// A keyset as it is now and what lies ahead.
+pub struct Sight {
+    pub snapshot: Arc<KeysetSnapshot>,
+    pub outlook: Outlook,
+    pub alarms: BTreeSet<Alarm>,
+    pub now: Timestamp,
+}
+
+/// How a keyset is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Ok,
+    /// It signs and publishes, but something needs an operator.
+    Degraded,
+    /// It cannot sign.
+    Failing,
+}
+
+impl Health {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Degraded => "degraded",
+            Health::Failing => "failing",
+        }
+    }
+}
+
+impl Sight {
+    pub fn health(&self) -> Health {
+        let drained = self.snapshot.keyring.drained;
+        if self.snapshot.active.is_none() && !drained {
+            Health::Failing
+        } else if self.alarms.is_empty() {
+            Health::Ok
+        } else {
+            Health::Degraded
+        }
+    }
+}
+
+impl Engine {
+    /// Looks at a keyset without locking anything.
+    pub fn look(&self, cell: &KeysetCell) -> Sight {
+        let snapshot = cell.snapshot.load_full();
+        let facts = self.facts(cell, &snapshot);
+        let outlook = outlook(&snapshot.keyring, &facts);
+        let mut alarms = outlook.alarms.clone();
+        if snapshot.frozen.is_some() {
+            alarms.insert(Alarm::Frozen);
+        }
+        if snapshot.store_failing {
+            alarms.insert(Alarm::StoreUnavailable);
+        }
+        if self.heartbeat_fails() {
+            alarms.insert(Alarm::HeartbeatFailed);
+        }
+        let now = facts.now;
+        Sight { outlook, alarms, now, snapshot }
+    }
+
+    /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.
+    pub fn refresh_all_metrics(&self) {
+        self.metrics.set_clock_frozen(self.clock.read().frozen);
+        for cell in &self.directory().order {
+            self.refresh_metrics(cell);
+        }
+    }
+
+    pub(super) fn refresh_metrics(&self, cell: &KeysetCell) {
+        let sight = self.look(cell);
+        let keyring = &sight.snapshot.keyring;
+        for state in KeyState::ALL {
+            let count = keyring.keys.iter().filter(|key| key.state == state).count();
+            cell.metrics.set_keys(state, count as u64);
+        }
+        cell.metrics.set_active_key_activated(keyring.active().and_then(|key| key.activated_at));
+        let next = sight.outlook.next_rotation.as_ref();
+        cell.metrics.set_next_rotation(next.map(|next| next.at));
+        cell.metrics.set_rotation_overdue(next.map(|next| next.overdue).unwrap_or_default());
+        cell.metrics.set_standby_ready(sight.outlook.standby_ready > 0);
+        cell.metrics.set_standby_expected(sight.outlook.standby_expected);
+        cell.metrics.set_hold(is_held(keyring.hold.as_ref(), sight.now));
+        // The one process that holds a file store's lock confirms it by being alive (DESIGN §1, S).
+        cell.metrics.set_confirmed(sight.now);
+        cell.metrics.set_alarms(sight.alarms.iter().copied());
+    }
+
+    /// One line per life-cycle event, from the audit entries that a write brought.
+    pub(super) fn report(&self, cell: &KeysetCell, before: &Keyring, next: &Keyring) {
+        for entry in next.journal.audit.iter().filter(|entry| entry.seq >= before.journal.next_seq) {
+            let line = LifecycleEvent {
+                at: entry.at,
+                action: &entry.action,
+                keyset: &next.keyset,
+                generation: next.generation,
+                actor: &entry.actor,
+                kid: None,
+                serial: None,
+                from: None,
+                to: None,
+                reason: entry.reason.as_deref(),
+                detail: entry.detail.as_deref(),
+            };
+            if entry.kids.is_empty() {
+                lifecycle(&line);
+            }
+            for kid in &entry.kids {
+                let (was, is) = (before.key_by_kid(kid.as_str()), next.key_by_kid(kid.as_str()));
+                let from = was.map(|key| key.state);
+                let to = is.map(|key| key.state).filter(|to| Some(*to) != from);
+                let serial = is.map(|key| key.serial);
+                lifecycle(&LifecycleEvent { kid: Some(kid), serial, from, to, ..line });
+            }
+        }
+        let (was, is) = (before.signing_algorithm(), next.signing_algorithm());
+        if let Some(algorithm) = is.filter(|_| was != is) {
+            let backend = self.backend(&next.policy.backend).map_or("local", |backend| backend.name());
+            cell.signing_metrics.store(Arc::new(cell.metrics.signing(algorithm, backend)));
+        }
+    }
+}
