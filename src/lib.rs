@@ -4,6 +4,7 @@ pub mod backend;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod http;
 pub mod keyring;
 pub mod seal;
 pub mod store;

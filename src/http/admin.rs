@@ -1,0 +1,515 @@
+//! What operators ask for. Every changing call is one intent, answered once its effect is durable and shows.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{ETAG, IF_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use super::audit::{AuditPage, AuditQuery};
+use super::auth::{Authenticator, Source};
+use super::json::OptionalJson;
+use super::listener::Peer;
+use super::openapi::ProblemBody;
+use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
+use super::view::{HoldView, KeysetView};
+use crate::backend::material::PrivateKeyMaterial;
+use crate::config::Role;
+use crate::engine::{CommandError, Engine, KeysetCell};
+use crate::keyring::decide::{Confirmation, Idempotency, Intent, Outcome, Refusal, Request as Wish};
+use crate::keyring::name::Name;
+use crate::keyring::time::{Span, Timestamp};
+
+/// Re-reads configuration, tokens and certificates; in the composition root's hands.
+pub type Reload =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, Vec<String>>> + Send>> + Send + Sync>;
+
+/// What the admin listener knows.
+#[derive(Clone)]
+pub struct AdminState {
+    pub engine: Arc<Engine>,
+    pub tokens: Arc<Authenticator<Role>>,
+    pub reload: Reload,
+}
+
+/// Who asks, once authenticated.
+#[derive(Clone)]
+pub(super) struct Actor {
+    pub name: Name,
+}
+
+/// Longest reason that is kept.
+const REASON_MAX: usize = 1000;
+
+pub fn router(state: AdminState) -> Router {
+    Router::new()
+        .route("/v1/keysets", get(list))
+        .route("/v1/keysets/{keyset}", get(show))
+        .route("/v1/keysets/{keyset}/rotate", post(rotate))
+        .route("/v1/keysets/{keyset}/rollback", post(rollback))
+        .route("/v1/keysets/{keyset}/compromise", post(compromise))
+        .route("/v1/keysets/{keyset}/keys/{kid}/revoke", post(revoke))
+        .route("/v1/keysets/{keyset}/hold", put(hold).delete(resume))
+        .route("/v1/keysets/{keyset}/drain", post(drain))
+        .route("/v1/keysets/{keyset}/import", post(super::import::import))
+        .route("/v1/clock/accept", post(accept_clock))
+        .route("/v1/reload", post(reload))
+        .route("/v1/audit", get(audit))
+        .route("/openapi.json", get(super::openapi::document))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(state.clone(), authenticate))
+        .with_state(state)
+}
+
+/// Every request needs a token; every request that changes something needs an operator's.
+async fn authenticate(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
+    let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
+    let token = match state.tokens.authenticate(request.headers(), Source::from(&peer)).await {
+        Ok(token) => token,
+        Err(unauthorized) => {
+            state.engine.metrics.admin_auth_failed();
+            return unauthorized.into_response();
+        }
+    };
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !reads && token.role != Role::Operator {
+        let detail = "This token's role is viewer; changing something takes an operator.";
+        return Problem::new(ProblemType::Forbidden).detail(detail).into_response();
+    }
+    request.extensions_mut().insert(Actor { name: token.name.clone() });
+    next.run(request).await
+}
+
+/// Why, and whether only to look.
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ActionBody {
+    pub(super) reason: Option<String>,
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RotateBody {
+    reason: Option<String>,
+    dry_run: bool,
+    /// Also take a key that was not published for `propagation`.
+    allow_unpropagated: bool,
+    /// The `alg` of the waiting keys, or true for whichever it is.
+    confirm_algorithm: Option<ConfirmBody>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+enum ConfirmBody {
+    Any(bool),
+    Alg(String),
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HoldBody {
+    reason: Option<String>,
+    /// An RFC 3339 time; without it the hold lasts until it is resumed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    until: Option<Timestamp>,
+    dry_run: bool,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct KeysetList {
+    keysets: Vec<KeysetView>,
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ShowQuery {
+    /// Also list retired and revoked keys.
+    history: bool,
+}
+
+#[utoipa::path(get, path = "/v1/keysets", tag = "admin", params(ShowQuery), responses((status = 200, body = KeysetList)))]
+pub(super) async fn list(
+    State(state): State<AdminState>,
+    query: Result<Query<ShowQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let history = query.map_err(bad_query)?.history;
+    let directory = state.engine.directory();
+    let keysets = directory.order.iter().map(|cell| KeysetView::of(cell, &state.engine.look(cell), history)).collect();
+    Ok(Json(KeysetList { keysets }).into_response())
+}
+
+#[utoipa::path(get, path = "/v1/keysets/{keyset}", tag = "admin", params(("keyset" = String, Path), ShowQuery),
+    responses((status = 200, body = KeysetView), (status = 404, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn show(
+    State(state): State<AdminState>,
+    Path(keyset): Path<String>,
+    query: Result<Query<ShowQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let history = query.map_err(bad_query)?.history;
+    let cell = state.cell(&keyset)?;
+    let sight = state.engine.look(&cell);
+    let etag = etag(sight.snapshot.keyring.generation);
+    Ok(([(ETAG, etag)], Json(KeysetView::of(&cell, &sight, history))).into_response())
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/rotate", tag = "admin", params(("keyset" = String, Path)), request_body = Option<RotateBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn rotate(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<RotateBody>,
+) -> Result<Response, Problem> {
+    let confirm_algorithm = match &body.confirm_algorithm {
+        None | Some(ConfirmBody::Any(false)) => None,
+        Some(ConfirmBody::Any(true)) => Some(Confirmation::Any),
+        Some(ConfirmBody::Alg(alg)) => Some(Confirmation::Alg(alg.clone())),
+    };
+    let intent = Intent::Rotate { allow_unpropagated: body.allow_unpropagated, confirm_algorithm };
+    let call = Call { action: "rotate", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, intent, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/rollback", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn rollback(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "rollback", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, Intent::Rollback, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/compromise", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn compromise(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "compromise", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, Intent::Compromise, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/keys/{kid}/revoke", tag = "admin",
+    params(("keyset" = String, Path), ("kid" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 404, body = ProblemBody, content_type = "application/problem+json"), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn revoke(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path((keyset, kid)): Path<(String, String)>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let cell = state.cell(&keyset)?;
+    let serial = cell.snapshot.load().keyring.key_by_kid(&kid).map(|key| key.serial);
+    let serial =
+        serial.ok_or_else(|| problem_of_refusal(&Refusal::UnknownKey { key: kid.chars().take(80).collect() }))?;
+    let call = Call { action: "revoke", actor, headers, body: fingerprint_of(&(kid, &body)) };
+    state.answer(&keyset, Intent::Revoke { serial }, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/drain", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn drain(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "drain", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, Intent::Drain, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(put, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)), request_body = Option<HoldBody>,
+    responses((status = 200, body = HoldView), (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn hold(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<HoldBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "hold", actor: actor.clone(), headers, body: fingerprint_of(&body) };
+    let cell = state.cell(&keyset)?;
+    let (until, reason) = (body.until, body.reason.clone());
+    let outcome = state.carry_out(&cell, Intent::Hold { until }, body.reason, body.dry_run, &call).await?;
+    let hold = crate::keyring::record::Hold {
+        reason: reason.unwrap_or_default(),
+        until,
+        actor: actor.name.to_string(),
+        since: outcome.at,
+    };
+    Ok(([(ETAG, etag(outcome.generation))], Json(HoldView::of(&hold))).into_response())
+}
+
+#[utoipa::path(delete, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)),
+    responses((status = 204), (status = 404, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn resume(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "resume", actor, headers, body: fingerprint_of(&body) };
+    let cell = state.cell(&keyset)?;
+    state.carry_out(&cell, Intent::Resume, body.reason, body.dry_run, &call).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// What came of accepting the clock.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ClockAnswer {
+    action: &'static str,
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// Whether it was frozen before.
+    was_frozen: bool,
+}
+
+#[utoipa::path(post, path = "/v1/clock/accept", tag = "admin", request_body = Option<ActionBody>,
+    responses((status = 200, body = ClockAnswer)))]
+pub(super) async fn accept_clock(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let reason = checked_reason(body.reason)?;
+    let was_frozen = state.engine.clock.read().frozen;
+    if body.dry_run || !was_frozen {
+        let at = state.engine.clock.now();
+        return Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response());
+    }
+    let at = state
+        .engine
+        .accept_clock(actor.name.as_str(), reason.as_deref())
+        .await
+        .map_err(|error| Problem::new(ProblemType::StoreUnavailable).cause(&error).retry_after(1))?;
+    Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response())
+}
+
+/// What came of re-reading the configuration.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct ReloadAnswer {
+    pub action: &'static str,
+    /// Whether anything changed.
+    pub changed: bool,
+    pub warnings: Vec<String>,
+    /// Changes that take effect at the next start.
+    pub restart_needed: Vec<String>,
+}
+
+#[utoipa::path(post, path = "/v1/reload", tag = "admin",
+    responses((status = 200, body = ReloadAnswer), (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn reload(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let reason = checked_reason(body.reason)?;
+    let answer = (state.reload)().await.map_err(|errors| {
+        let detail = "The configuration on disk is invalid; what runs keeps running.";
+        Problem::new(ProblemType::ConfigurationInvalid).detail(detail).member("errors", errors)
+    })?;
+    state.engine.note_reload(actor.name.as_str(), reason.as_deref()).await;
+    Ok(Json(answer).into_response())
+}
+
+#[utoipa::path(get, path = "/v1/audit", tag = "admin", params(AuditQuery), responses((status = 200, body = AuditPage)))]
+pub(super) async fn audit(
+    State(state): State<AdminState>,
+    query: Result<Query<AuditQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let page = super::audit::page(&state.engine, &query.map_err(bad_query)?.0)?;
+    Ok(Json(page).into_response())
+}
+
+/// A changing call as it came.
+pub(super) struct Call {
+    pub action: &'static str,
+    pub actor: Actor,
+    pub headers: HeaderMap,
+    /// Digest of the body.
+    pub body: String,
+}
+
+impl AdminState {
+    pub(super) fn cell(&self, keyset: &str) -> Result<Arc<KeysetCell>, Problem> {
+        let shown: String = keyset.chars().take(63).collect();
+        let detail = || format!("There is no keyset `{shown}`.");
+        self.engine.keyset(keyset).ok_or_else(|| Problem::new(ProblemType::UnknownKeyset).detail(detail()))
+    }
+
+    async fn answer(
+        &self,
+        keyset: &str,
+        intent: Intent,
+        reason: Option<String>,
+        dry_run: bool,
+        call: Call,
+    ) -> Result<Response, Problem> {
+        let cell = self.cell(keyset)?;
+        let outcome = self.carry_out(&cell, intent, reason, dry_run, &call).await?;
+        Ok(([(ETAG, etag(outcome.generation))], Json(outcome)).into_response())
+    }
+
+    pub(super) async fn carry_out(
+        &self,
+        cell: &Arc<KeysetCell>,
+        intent: Intent,
+        reason: Option<String>,
+        dry_run: bool,
+        call: &Call,
+    ) -> Result<Outcome, Problem> {
+        let wish = call.wish(intent, reason, dry_run)?;
+        self.engine.command(cell, wish).await.map_err(|error| problem_of(&error))
+    }
+
+    pub(super) async fn import(
+        &self,
+        cell: &Arc<KeysetCell>,
+        intent: Intent,
+        reason: Option<String>,
+        dry_run: bool,
+        call: &Call,
+        material: PrivateKeyMaterial,
+    ) -> Result<Outcome, Problem> {
+        let wish = call.wish(intent, reason, dry_run)?;
+        self.engine.import(cell, wish, material).await.map_err(|error| problem_of(&error))
+    }
+}
+
+impl Call {
+    fn wish(&self, intent: Intent, reason: Option<String>, dry_run: bool) -> Result<Wish, Problem> {
+        Ok(Wish {
+            intent,
+            actor: self.actor.name.to_string(),
+            reason: checked_reason(reason)?,
+            dry_run,
+            if_generation: if_match(&self.headers)?,
+            idempotency: self.idempotency()?,
+        })
+    }
+
+    fn idempotency(&self) -> Result<Option<Idempotency>, Problem> {
+        let mut values = self.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && values.next().is_none());
+        let key = key.ok_or(ProblemType::IdempotencyKeyInvalid)?.to_owned();
+        let fingerprint = fingerprint_of(&(self.actor.name.as_str(), self.action, &self.body));
+        Ok(Some(Idempotency { key, fingerprint }))
+    }
+}
+
+/// SHA-256 of a value's JSON, base64url.
+pub(super) fn fingerprint_of(value: &impl Serialize) -> String {
+    let json = serde_json::to_vec(value).unwrap_or_default();
+    URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &json))
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let generation = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
+    let detail = "If-Match must be the ETag of the keyset, such as \"44\" with its quotes.";
+    generation.map(Some).ok_or_else(|| Problem::new(ProblemType::MalformedRequest).detail(detail))
+}
+
+fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
+    match reason {
+        Some(reason) if reason.chars().count() > REASON_MAX => {
+            let detail = format!("reason may have at most {REASON_MAX} characters.");
+            Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
+        }
+        reason => Ok(reason.filter(|reason| !reason.trim().is_empty())),
+    }
+}
+
+fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
+    Problem::new(ProblemType::MalformedRequest).detail(rejection.body_text())
+}
+
+fn etag(generation: u64) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
+}
+
+fn problem_of(error: &CommandError) -> Problem {
+    match error {
+        CommandError::Refused(refusal) => problem_of_refusal(refusal),
+        CommandError::Frozen { reason } => {
+            Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
+        }
+        CommandError::Store { .. } => Problem::new(ProblemType::StoreUnavailable).cause(error).retry_after(1),
+        CommandError::Backend { .. } => Problem::new(ProblemType::BackendUnavailable).cause(error).retry_after(1),
+        CommandError::KidTaken { .. } => Problem::new(ProblemType::AlreadyImported).detail(error.to_string()),
+    }
+}
+
+fn problem_of_refusal(refusal: &Refusal) -> Problem {
+    let (kind, next) = match refusal {
+        Refusal::GenerationMismatch { .. } => (ProblemType::GenerationMismatch, None),
+        Refusal::IdempotencyKeyReused => (ProblemType::IdempotencyKeyReused, None),
+        Refusal::NoStandby { next_standby_at } => (ProblemType::NoStandby, *next_standby_at),
+        Refusal::AlgorithmUnconfirmed { .. } | Refusal::AlgorithmMismatch { .. } => {
+            (ProblemType::AlgorithmUnconfirmed, None)
+        }
+        Refusal::JwksFull { next_standby_at } => (ProblemType::JwksFull, *next_standby_at),
+        Refusal::Drained => (ProblemType::KeysetDrained, None),
+        Refusal::Degraded => (ProblemType::KeysetDegraded, None),
+        Refusal::Absent => (ProblemType::KeysetNotConfigured, None),
+        Refusal::ClockFrozen => (ProblemType::ClockFrozen, None),
+        Refusal::NothingToRollBack { .. } => (ProblemType::NothingToRollBack, None),
+        Refusal::UnknownKey { .. } => (ProblemType::UnknownKey, None),
+        Refusal::AlreadyRetired => (ProblemType::AlreadyRetired, None),
+        Refusal::HoldInThePast { .. } => (ProblemType::HoldInvalid, None),
+        Refusal::ImportRefused { .. } => (ProblemType::ImportRefused, None),
+        Refusal::AlreadyImported { .. } => (ProblemType::AlreadyImported, None),
+    };
+    let mut problem = Problem::new(kind).detail(refusal.to_string());
+    if let Refusal::NoStandby { .. } | Refusal::JwksFull { .. } = refusal {
+        problem = problem.member("next_standby_at", next.map(|at| at.to_rfc3339()));
+    }
+    problem
+}
+
+/// A duration in a request: `"10m"`, `"1h30m"` or integer seconds (DESIGN §7).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DurationBody(pub Span);
+
+impl<'de> Deserialize<'de> for DurationBody {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Seconds(u32),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Seconds(seconds) => Ok(DurationBody(Span::from_secs(i64::from(seconds)))),
+            Either::Text(text) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
+        }
+    }
+}

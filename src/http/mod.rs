@@ -1,0 +1,22 @@
+//! What the four routers run on: sockets, TLS, limits, request ids, problems, JSON bodies, Host checks and bearer tokens.
+//!
+//! A request passes, from the outside in: [`listener`] (connections and their limits) → [`middleware::Edge`] (request id,
+//! log span, body limits, panics, problems) → the router's own layers ([`middleware::guard_host`], [`auth`]) → handler.
+
+pub mod admin;
+mod audit;
+pub mod auth;
+pub mod body;
+mod connection;
+mod import;
+pub mod json;
+pub mod listener;
+pub mod middleware;
+pub mod openapi;
+pub mod ops;
+pub mod problem;
+pub mod public;
+pub mod signer;
+pub mod tls;
+pub mod view;
+mod wire;

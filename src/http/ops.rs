@@ -1,0 +1,85 @@
+//! What the kubelet and Prometheus ask: `/livez`, `/readyz`, `/readyz/sign`, `/metrics`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::HeaderMap;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::json;
+
+use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
+use crate::engine::Engine;
+
+/// What the ops listener knows.
+#[derive(Clone)]
+pub struct OpsState {
+    pub engine: Arc<Engine>,
+    /// Set when the process begins to stop.
+    pub stopping: Arc<AtomicBool>,
+}
+
+pub fn router(state: OpsState) -> Router {
+    Router::new()
+        .route("/livez", get(async || Json(json!({ "alive": true }))))
+        .route("/readyz", get(ready_to_publish))
+        .route("/readyz/sign", get(ready_to_sign))
+        .route("/metrics", get(metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(state)
+}
+
+/// Whether this process can publish; does not depend on any backend.
+async fn ready_to_publish(State(state): State<OpsState>) -> Response {
+    let mut missing = state.missing();
+    let directory = state.engine.directory();
+    for issuer in &directory.issuers {
+        let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
+        if wanted && issuer.document.load().is_none() {
+            missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
+        }
+    }
+    answer(missing)
+}
+
+async fn ready_to_sign(State(state): State<OpsState>) -> Response {
+    let mut missing = state.missing();
+    for cell in &state.engine.directory().order {
+        let snapshot = cell.snapshot.load();
+        if snapshot.active.is_none() && !snapshot.keyring.drained {
+            missing.push(format!("keyset {} has no active key", cell.name));
+        }
+    }
+    answer(missing)
+}
+
+impl OpsState {
+    fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.stopping.load(Ordering::Relaxed) {
+            missing.push("the process is stopping".to_owned());
+        }
+        if !self.engine.is_open() {
+            missing.push("the listeners are not open yet".to_owned());
+        }
+        missing
+    }
+}
+
+fn answer(missing: Vec<String>) -> Response {
+    if missing.is_empty() {
+        return Json(json!({ "ready": true })).into_response();
+    }
+    Problem::new(ProblemType::NotReady).member("missing", missing).retry_after(1).into_response()
+}
+
+async fn metrics(State(state): State<OpsState>, headers: HeaderMap) -> Response {
+    state.engine.refresh_all_metrics();
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let (content_type, text) = state.engine.metrics.render(accept);
+    ([(CONTENT_TYPE, content_type)], text).into_response()
+}

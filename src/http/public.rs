@@ -1,0 +1,99 @@
+//! What verifiers fetch: key sets and discovery documents. No authentication, read-only, rendered once per change.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+
+use super::problem::{Problem, ProblemType};
+use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
+use crate::telemetry::metrics::JwksCode;
+
+const JWK_SET: HeaderValue = HeaderValue::from_static("application/jwk-set+json");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ANYONE: HeaderValue = HeaderValue::from_static("*");
+
+/// The router of the public listener. Paths come from the configured issuers, so it matches them itself.
+pub fn router(engine: Arc<Engine>) -> Router {
+    Router::new().fallback(serve).with_state(engine)
+}
+
+async fn serve(State(engine): State<Arc<Engine>>, request: Request) -> Response {
+    let directory = engine.directory();
+    let Some(route) = directory.routes.get(request.uri().path()) else {
+        return ProblemType::NotFound.into_response();
+    };
+    let head = request.method() == Method::HEAD;
+    if !head && request.method() != Method::GET {
+        if route.kind == RouteKind::Jwks {
+            route.issuer.metrics.jwks_requested(JwksCode::MethodNotAllowed);
+        }
+        let mut response = ProblemType::MethodNotAllowed.into_response();
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let Some(document) = route.issuer.document.load_full() else {
+        if route.kind == RouteKind::Jwks {
+            route.issuer.metrics.jwks_requested(JwksCode::Unavailable);
+        }
+        return Problem::new(ProblemType::JwksEmpty).retry_after(1).into_response();
+    };
+    match route.kind {
+        RouteKind::Jwks => jwks(&route.issuer, &document, request.headers(), head),
+        RouteKind::Discovery => discovery(&route.issuer, &document, head),
+    }
+}
+
+fn jwks(issuer: &IssuerCell, document: &JwksDocument, headers: &HeaderMap, head: bool) -> Response {
+    let known = headers.get_all(IF_NONE_MATCH).iter().any(|value| names(value, &document.etag));
+    issuer.metrics.jwks_requested(if known { JwksCode::NotModified } else { JwksCode::Ok });
+    let mut response = Response::new(Body::empty());
+    let fields = response.headers_mut();
+    fields.insert(CACHE_CONTROL, document.cache_control.clone());
+    fields.insert(ETAG, document.etag.clone());
+    fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYONE);
+    if known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    fields.insert(CONTENT_TYPE, JWK_SET);
+    finish(response, document.body.clone(), head)
+}
+
+/// OpenID Connect Discovery §4.2 and RFC 8414 §3.2, as little as a verifier needs, as Kubernetes does.
+fn discovery(issuer: &IssuerCell, document: &JwksDocument, head: bool) -> Response {
+    let body = serde_json::json!({
+        "issuer": issuer.url,
+        "jwks_uri": format!("{}/.well-known/jwks.json", issuer.url.trim_end_matches('/')),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": document.algs,
+    });
+    let mut response = Response::new(Body::empty());
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, JSON);
+    fields.insert(CACHE_CONTROL, document.cache_control.clone());
+    fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYONE);
+    finish(response, body.to_string().into(), head)
+}
+
+fn finish(mut response: Response, body: bytes::Bytes, head: bool) -> Response {
+    if head {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    } else {
+        *response.body_mut() = Body::from(body);
+    }
+    response
+}
+
+/// Whether an `If-None-Match` value names the tag; the comparison is weak (RFC 9110 §13.1.2).
+fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
+    let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
+    value.trim() == "*" || value.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
+}

@@ -1,0 +1,266 @@
+//! What applications ask for: signatures.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use serde::{Deserialize, Serialize};
+
+use super::auth::{Authenticator, Source, TokenSet};
+use super::body;
+use super::json::is_json;
+use super::listener::Peer;
+use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
+use super::view::PolicyView;
+use crate::engine::{Engine, Issued, KeysetCell, SignFailure};
+use crate::keyring::claims::{ClaimError, ClaimProblem, parse_request};
+use crate::keyring::name::Name;
+use crate::telemetry::metrics::{SignRejection, SigningFailure};
+
+/// What the signer listener knows.
+#[derive(Clone)]
+pub struct SignerState {
+    pub engine: Arc<Engine>,
+    pub clients: Arc<Clients>,
+}
+
+/// Who may sign what. Without any client, whoever reaches the listener may sign everything.
+pub struct Clients {
+    tokens: Authenticator<Grant>,
+    by_uid: ArcSwap<HashMap<u32, (Name, Grant)>>,
+    open: std::sync::atomic::AtomicBool,
+}
+
+/// What a client may sign.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// `None`: every keyset.
+    pub keysets: Option<Vec<Name>>,
+    /// `None`: every audience its keysets allow.
+    pub audiences: Option<Vec<String>>,
+}
+
+impl Clients {
+    pub fn new(engine: Arc<Engine>, tokens: TokenSet<Grant>, by_uid: HashMap<u32, (Name, Grant)>, open: bool) -> Self {
+        Clients {
+            tokens: Authenticator::new(tokens, move || engine.clock.now()),
+            by_uid: ArcSwap::from_pointee(by_uid),
+            open: open.into(),
+        }
+    }
+
+    /// Exchanges all clients, for requests that arrive from now on.
+    pub fn replace(&self, tokens: TokenSet<Grant>, by_uid: HashMap<u32, (Name, Grant)>, open: bool) {
+        self.tokens.replace(tokens);
+        self.by_uid.store(Arc::new(by_uid));
+        self.open.store(open, std::sync::atomic::Ordering::Release);
+    }
+
+    /// The name and the grant of whoever asks.
+    async fn identify(&self, headers: &HeaderMap, peer: &Peer) -> Result<(String, Grant), Response> {
+        if self.open.load(std::sync::atomic::Ordering::Acquire) {
+            return Ok((peer.to_string(), Grant::default()));
+        }
+        if let Peer::Unix { uid, .. } = peer
+            && let Some((name, grant)) = self.by_uid.load().get(uid)
+        {
+            return Ok((name.to_string(), grant.clone()));
+        }
+        match self.tokens.authenticate(headers, Source::from(peer)).await {
+            Ok(token) => Ok((token.name.to_string(), token.role.clone())),
+            Err(unauthorized) => Err(unauthorized.into_response()),
+        }
+    }
+}
+
+pub fn router(state: SignerState) -> Router {
+    Router::new()
+        .route("/v1/keysets/{keyset}/sign", post(sign))
+        .route("/v1/keysets/{keyset}", get(describe))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(state)
+}
+
+/// What is asked to be signed.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[allow(dead_code, reason = "the shape for the API description; `parse_request` reads it without copying")]
+pub struct SignBody {
+    /// Any JSON object; the daemon adds `iss`, `iat`, `nbf`, `exp` and `jti`.
+    #[schema(value_type = Object)]
+    claims: serde_json::Value,
+    /// A duration such as "10m", or whole seconds.
+    #[schema(value_type = Option<TtlBody>)]
+    ttl: Option<serde_json::Value>,
+    /// The token's `typ`, one of the keyset's.
+    typ: Option<String>,
+}
+
+/// A life for a token.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the shape for the API description")]
+pub enum TtlBody {
+    Text(String),
+    Seconds(i64),
+}
+
+/// A signed token.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SignAnswer {
+    /// A compact JWS (RFC 7515 §7.1).
+    token: String,
+    kid: String,
+    alg: &'static str,
+    /// Unix seconds.
+    expires_at: i64,
+    expires_in: i64,
+}
+
+impl From<Issued> for SignAnswer {
+    fn from(issued: Issued) -> Self {
+        let Issued { token, kid, alg, expires_at, expires_in } = issued;
+        SignAnswer { token, kid: kid.to_string(), alg, expires_at, expires_in }
+    }
+}
+
+#[utoipa::path(post, path = "/v1/keysets/{keyset}/sign", tag = "signer", request_body = SignBody,
+    params(("keyset" = String, Path, description = "Name of a keyset")),
+    responses((status = 200, body = SignAnswer), (status = "4XX", body = super::openapi::ProblemBody, content_type = "application/problem+json"), (status = "5XX", body = super::openapi::ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<String>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let Some(peer) = parts.extensions.get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
+    let cell = state.engine.keyset(&keyset);
+    let (client, grant) = match state.clients.identify(&parts.headers, &peer).await {
+        Ok(identified) => identified,
+        Err(response) => {
+            reject(cell.as_deref(), SignRejection::Unauthorized);
+            return response;
+        }
+    };
+    let cell = match admit(&grant, &keyset, cell) {
+        Ok(cell) => cell,
+        Err(problem) => return problem.into_response(),
+    };
+    if !is_json(&parts.headers) || !parts.headers.contains_key(CONTENT_TYPE) {
+        reject(Some(&cell), SignRejection::Malformed);
+        return ProblemType::UnsupportedMediaType.into_response();
+    }
+    let bytes = match body::read(body).await {
+        Ok(bytes) => bytes,
+        Err(problem) => {
+            reject(Some(&cell), SignRejection::Malformed);
+            return problem.into_response();
+        }
+    };
+    let parsed = match parse_request(&bytes) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            reject(Some(&cell), error.rejection().into());
+            return claim_problem(&error).into_response();
+        }
+    };
+    match state.engine.sign(&cell, &parsed, grant.audiences.as_deref(), &client).await {
+        Ok(issued) => Json(SignAnswer::from(issued)).into_response(),
+        Err(failure) => failure_problem(&state.engine, &cell, &failure).into_response(),
+    }
+}
+
+/// The part of a keyset that signing needs.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SignerView {
+    name: String,
+    issuer: String,
+    algorithm: &'static str,
+    active_kid: Option<String>,
+    policy: PolicyView,
+}
+
+pub(super) async fn describe(
+    State(state): State<SignerState>,
+    Path(keyset): Path<String>,
+    request: Request,
+) -> Response {
+    let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
+    let grant = match state.clients.identify(request.headers(), &peer).await {
+        Ok((_, grant)) => grant,
+        Err(response) => return response,
+    };
+    let cell = match admit(&grant, &keyset, state.engine.keyset(&keyset)) {
+        Ok(cell) => cell,
+        Err(problem) => return problem.into_response(),
+    };
+    let snapshot = cell.snapshot.load();
+    let keyring = &snapshot.keyring;
+    Json(SignerView {
+        name: cell.name.to_string(),
+        issuer: keyring.policy.issuer.url.clone(),
+        algorithm: keyring.signing_algorithm().unwrap_or(keyring.policy.algorithm).alg(),
+        active_kid: snapshot.active.as_ref().map(|active| active.kid.to_string()),
+        policy: PolicyView::of(keyring),
+    })
+    .into_response()
+}
+
+/// A client learns of keysets it may not use only that it may not.
+fn admit(grant: &Grant, keyset: &str, cell: Option<Arc<KeysetCell>>) -> Result<Arc<KeysetCell>, Problem> {
+    if let Some(allowed) = &grant.keysets
+        && !allowed.iter().any(|name| name.as_str() == keyset)
+    {
+        reject(cell.as_deref(), SignRejection::Unauthorized);
+        return Err(Problem::new(ProblemType::Forbidden).detail("This client may not use this keyset."));
+    }
+    let shown: String = keyset.chars().take(63).collect();
+    cell.ok_or_else(|| Problem::new(ProblemType::UnknownKeyset).detail(format!("There is no keyset `{shown}`.")))
+}
+
+fn reject(cell: Option<&KeysetCell>, reason: SignRejection) {
+    if let Some(cell) = cell {
+        cell.metrics.rejected(reason);
+    }
+}
+
+fn claim_problem(error: &ClaimError) -> Problem {
+    let kind = match error.problem() {
+        ClaimProblem::MalformedRequest => ProblemType::MalformedRequest,
+        ClaimProblem::TtlTooLong => ProblemType::TtlTooLong,
+        ClaimProblem::ClaimMissing => ProblemType::ClaimMissing,
+        ClaimProblem::ClaimForbidden => ProblemType::ClaimForbidden,
+        ClaimProblem::ClaimInvalid => ProblemType::ClaimInvalid,
+        ClaimProblem::AudienceNotAllowed => ProblemType::AudienceNotAllowed,
+        ClaimProblem::TypeNotAllowed => ProblemType::TypeNotAllowed,
+    };
+    Problem::new(kind).detail(error.to_string())
+}
+
+fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) -> Problem {
+    let (reason, cause) = match failure {
+        SignFailure::Claims(error) => return claim_problem(error),
+        SignFailure::Ours { reason, cause } => (*reason, cause),
+    };
+    let (kind, retry_after) = match reason {
+        SigningFailure::NoActiveKey => (ProblemType::NoActiveKey, seconds_to_active(engine, cell)),
+        SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),
+        SigningFailure::Overload => (ProblemType::Overload, 1),
+        SigningFailure::BackendUnavailable => (ProblemType::BackendUnavailable, 1),
+        SigningFailure::BackendTimeout => (ProblemType::BackendTimeout, 1),
+        SigningFailure::BackendThrottled => (ProblemType::BackendThrottled, 1),
+        SigningFailure::BackendDenied => (ProblemType::BackendDenied, 5),
+        SigningFailure::KeyDisabled => (ProblemType::KeyDisabled, 1),
+        SigningFailure::VerificationFailed => (ProblemType::VerificationFailed, 1),
+    };
+    Problem::new(kind).detail(cause.clone()).retry_after(retry_after)
+}
+
+/// When the first key may sign, if that is known.
+fn seconds_to_active(engine: &Engine, cell: &KeysetCell) -> u64 {
+    let sight = engine.look(cell);
+    let expected = sight.outlook.standby_expected.map(|at| at.since(sight.now).as_secs().unsigned_abs());
+    expected.unwrap_or(1).max(1)
+}
