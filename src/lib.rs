@@ -1,6 +1,8 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
+pub mod app;
 pub mod backend;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;

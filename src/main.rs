@@ -1,3 +1,7 @@
-//! Calls the command line.
+//! Calls the command line and turns its outcome into an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    jwksd::cli::main()
+}

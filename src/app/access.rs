@@ -1,0 +1,122 @@
+//! Who may ask: tokens and clients from configuration and files, exchanged when these change.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine as _;
+
+use crate::config::{ClientCredential, Config, Role, Secret, SecretError, TokenSource};
+use crate::engine::Engine;
+use crate::http::auth::{Authenticator, TokenError, TokenSet};
+use crate::http::signer::{Clients, Grant};
+use crate::keyring::name::Name;
+
+/// Why credentials could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("{key}: {source}")]
+    Secret { key: String, source: SecretError },
+    #[error("{key}: {source}")]
+    Token { key: String, source: TokenError },
+    #[error("the admin token {} cannot be made: {source}", .path.display())]
+    Create { path: PathBuf, source: std::io::Error },
+}
+
+/// The credentials in force.
+pub(super) struct Access {
+    pub admins: Arc<Authenticator<Role>>,
+    pub clients: Arc<Clients>,
+    environment: Environment,
+}
+
+/// Looks up a variable that holds a token.
+pub(super) type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// The variables of this process.
+pub(super) fn process_environment() -> Environment {
+    Arc::new(|name| std::env::var(name).ok())
+}
+
+/// Credentials read from configuration and files, not yet in force.
+pub(super) struct Credentials {
+    admins: TokenSet<Role>,
+    clients: TokenSet<Grant>,
+    uids: HashMap<u32, (Name, Grant)>,
+    open: bool,
+}
+
+impl Access {
+    pub fn new(engine: &Arc<Engine>, config: &Config, environment: Environment) -> Result<Self, AccessError> {
+        let Credentials { admins, clients, uids, open } = Credentials::read(config, &environment)?;
+        let clock = engine.clone();
+        Ok(Access {
+            admins: Arc::new(Authenticator::new(admins, move || clock.clock.now())),
+            clients: Arc::new(Clients::new(engine.clone(), clients, uids, open)),
+            environment,
+        })
+    }
+
+    /// Reads what `config` names, without taking it.
+    pub fn read(&self, config: &Config) -> Result<Credentials, AccessError> {
+        Credentials::read(config, &self.environment)
+    }
+
+    /// Puts credentials in force. `same_listener`: the signer listens where this configuration says; only then may a
+    /// configuration without clients open it to whoever reaches it.
+    pub fn replace(&self, credentials: Credentials, same_listener: bool) {
+        let Credentials { admins, clients, uids, open } = credentials;
+        self.admins.replace(admins);
+        self.clients.replace(clients, uids, open && same_listener);
+    }
+}
+
+impl Credentials {
+    /// Reads every token file. Nothing is half taken: one that cannot be read fails all.
+    fn read(config: &Config, environment: &Environment) -> Result<Self, AccessError> {
+        let mut admins = TokenSet::default();
+        for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
+            let key = format!("admin.token.{}", token.name);
+            let secret = match &token.source {
+                TokenSource::File(path) => read_file(&format!("{key}.file"), path)?,
+                TokenSource::Environment(name) => Secret::from_env(name, environment(name))
+                    .map_err(|source| AccessError::Secret { key: key.clone(), source })?,
+            };
+            let added = admins.insert(token.name.clone(), secret.expose(), token.role);
+            added.map_err(|source| AccessError::Token { key, source })?;
+        }
+        let mut clients = TokenSet::default();
+        let mut uids = HashMap::new();
+        let configured = config.signer.as_ref().map(|signer| signer.clients.as_slice()).unwrap_or_default();
+        for client in configured {
+            let grant = Grant { keysets: client.keysets.clone(), audiences: client.audiences.clone() };
+            match &client.credential {
+                ClientCredential::TokenFile(path) => {
+                    let key = format!("signer.client.{}.token_file", client.name);
+                    let secret = read_file(&key, path)?;
+                    let added = clients.insert(client.name.clone(), secret.expose(), grant);
+                    added.map_err(|source| AccessError::Token { key, source })?;
+                }
+                ClientCredential::Uid(uid) => {
+                    uids.insert(*uid, (client.name.clone(), grant));
+                }
+            }
+        }
+        Ok(Credentials { admins, clients, uids, open: config.signer.is_some() && configured.is_empty() })
+    }
+}
+
+fn read_file(key: &str, path: &std::path::Path) -> Result<Secret, AccessError> {
+    let read = Secret::read_file(path).map_err(|source| AccessError::Secret { key: key.to_owned(), source })?;
+    for warning in &read.warnings {
+        tracing::warn!(key, "{warning}");
+    }
+    Ok(read.secret)
+}
+
+/// 256 random bits, base64url.
+pub fn fresh_token() -> String {
+    let mut bytes = [0u8; 32];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator never fails once seeded");
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}

@@ -1,0 +1,142 @@
+//! Opening, and once in its life making, the store and the seal.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::AppError;
+use super::access::{AccessError, fresh_token};
+use crate::config::{Config, Initialise, TokenSource};
+use crate::keyring::time::Timestamp;
+use crate::seal::file::{FileKey, write_new};
+use crate::seal::{KeyEncryptionKey, SealError};
+use crate::store::Store;
+use crate::store::file::FileStore;
+use crate::store::ledger::{Initialisation, Ledger, SealEvidence};
+use crate::store::memory::MemoryStore;
+
+/// What an initialisation made.
+#[derive(Clone, Debug, Default)]
+pub struct Initialised {
+    /// Files that were made, for people.
+    pub made: Vec<String>,
+    /// There was nothing to do.
+    pub already: bool,
+}
+
+/// Opens what is initialised; initialises what is empty where the configuration allows it.
+pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Ledger, AppError> {
+    if config.store.initialise == Initialise::Never && !exists(&config.store.path) {
+        return Err(AppError::NotInitialised { path: config.store.path.clone() });
+    }
+    let evidence = seal_evidence(config)?;
+    let store: Arc<dyn Store> = match config.store.initialise {
+        Initialise::Never => Arc::new(FileStore::open(&config.store.path)?),
+        Initialise::IfEmpty => Arc::new(FileStore::create(&config.store.path)?),
+    };
+    match Ledger::inspect(store.as_ref(), evidence).await? {
+        Initialisation::Initialised => open_initialised(config, store).await,
+        Initialisation::Initialising | Initialisation::Fresh if config.store.initialise == Initialise::IfEmpty => {
+            let (ledger, made) = make(config, store, evidence, now).await?;
+            for made in made {
+                tracing::info!("initialised: made {made}");
+            }
+            Ok(ledger)
+        }
+        // `jwksd init` began and did not end; or it never ran.
+        _ => Err(AppError::NotInitialised { path: config.store.path.clone() }),
+    }
+}
+
+/// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
+pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
+    let evidence = seal_evidence(config)?;
+    let store: Arc<dyn Store> = Arc::new(FileStore::create(&config.store.path)?);
+    if Ledger::inspect(store.as_ref(), evidence).await? == Initialisation::Initialised {
+        open_initialised(config, store).await?;
+        let made = make_tokens(config)?;
+        return Ok(Initialised { already: made.is_empty(), made });
+    }
+    let (_, made) = make(config, store, evidence, now).await?;
+    Ok(Initialised { made, already: false })
+}
+
+/// Opens an initialised store with nobody else in it: for `reseal`.
+pub async fn open_for_maintenance(
+    config: &Config,
+) -> Result<(Arc<dyn Store>, Vec<Arc<dyn KeyEncryptionKey>>), AppError> {
+    if !exists(&config.store.path) {
+        return Err(AppError::NotInitialised { path: config.store.path.clone() });
+    }
+    let store: Arc<dyn Store> = Arc::new(FileStore::open(&config.store.path)?);
+    Ok((store, keys(config)?))
+}
+
+pub(super) async fn memory(now: Timestamp) -> Result<Ledger, AppError> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> {
+        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+        Ok(key)
+    };
+    Ok(Ledger::initialise(store, SealEvidence::Missing, make, now).await?)
+}
+
+async fn open_initialised(config: &Config, store: Arc<dyn Store>) -> Result<Ledger, AppError> {
+    Ok(Ledger::open(store, &keys(config)?).await?)
+}
+
+fn keys(config: &Config) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
+    let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = vec![Arc::new(FileKey::load(&config.seal.path)?)];
+    for previous in &config.seal.previous {
+        keys.push(Arc::new(FileKey::load(&previous.path)?));
+    }
+    Ok(keys)
+}
+
+async fn make(
+    config: &Config,
+    store: Arc<dyn Store>,
+    evidence: SealEvidence,
+    now: Timestamp,
+) -> Result<(Ledger, Vec<String>), AppError> {
+    // Before the store counts as initialised, after which nothing missing is made.
+    let mut made = make_tokens(config)?;
+    let path = config.seal.path.clone();
+    if evidence == SealEvidence::Missing {
+        made.push(format!("the seal key {}", path.display()));
+    }
+    let seal = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> {
+        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::load_or_create(&path)?);
+        Ok(key)
+    };
+    let ledger = Ledger::initialise(store, evidence, seal, now).await?;
+    made.push(format!("the store {}", config.store.path.display()));
+    Ok((ledger, made))
+}
+
+fn make_tokens(config: &Config) -> Result<Vec<String>, AppError> {
+    let mut made = Vec::new();
+    for path in missing_tokens(config) {
+        let line = format!("{}\n", fresh_token());
+        write_new(&path, line.as_bytes()).map_err(|source| AccessError::Create { path: path.clone(), source })?;
+        made.push(format!("the admin token {}", path.display()));
+    }
+    Ok(made)
+}
+
+fn missing_tokens(config: &Config) -> Vec<PathBuf> {
+    let tokens = config.admin.iter().flat_map(|admin| &admin.tokens);
+    let files = tokens.filter_map(|token| match &token.source {
+        TokenSource::File(path) => Some(path.clone()),
+        TokenSource::Environment(_) => None,
+    });
+    files.filter(|path| !exists(path)).collect()
+}
+
+fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
+    Ok(if FileKey::exists(&config.seal.path)? { SealEvidence::Exists } else { SealEvidence::Missing })
+}
+
+/// Unreadable counts as there.
+fn exists(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}

@@ -1,0 +1,102 @@
+//! `check` and `verifiers`: what a configuration means, without running it.
+
+use serde_json::json;
+
+use super::{Failure, Global, Outcome, Output};
+use crate::config::{ConfigErrors, Source, examine_files, load};
+use crate::keyring::timing::derive;
+use crate::keyring::verifiers::presets;
+
+/// Validates, prints the derived timing and warnings. Binds nothing and makes nothing.
+pub(super) fn check(global: &Global) -> Outcome {
+    let loaded = match load(&Source::find(global.config.as_deref(), None), std::env::vars()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            if global.output == Output::Json {
+                println!("{:#}", json!({ "valid": false, "errors": lines(&error), "warnings": [], "keysets": [] }));
+            }
+            return Err(Failure::Usage(error.to_string()));
+        }
+    };
+    let files = examine_files(&loaded.config);
+    let mut errors: Vec<String> = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect();
+    errors.extend(files.problems.iter().map(ToString::to_string));
+    let warnings: Vec<String> = loaded.warnings.iter().chain(&files.warnings).map(ToString::to_string).collect();
+    let keysets: Vec<_> = loaded.config.keysets.iter().map(|keyset| (keyset, derive(&keyset.policy))).collect();
+    if global.output == Output::Json {
+        let derived: Vec<_> = keysets
+            .iter()
+            .map(|(keyset, derived)| {
+                json!({
+                    "name": keyset.name, "issuer": keyset.policy.issuer.url, "algorithm": keyset.policy.algorithm.alg(),
+                    "propagation_seconds": keyset.policy.rotation.propagation.as_secs(),
+                    "visibility_window_seconds": derived.visibility_window.as_secs(),
+                    "overlap_seconds": derived.overlap.as_secs(),
+                    "worst_case_keys": derived.worst_case_keys,
+                })
+            })
+            .collect();
+        println!(
+            "{:#}",
+            json!({ "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "keysets": derived })
+        );
+    } else {
+        println!("{} is {}", loaded.origin, if errors.is_empty() { "valid" } else { "not valid" });
+        for (keyset, derived) in &keysets {
+            let policy = &keyset.policy;
+            println!("\n{}  {}  {}", keyset.name, policy.algorithm, policy.issuer.url);
+            println!("  rotation      {}", policy.rotation.schedule);
+            println!(
+                "  propagation   {}: a key is published for this long before it may sign",
+                policy.rotation.propagation
+            );
+            println!(
+                "  visibility    {}: the least that propagation may be (caches + slowest verifier + clock skew)",
+                derived.visibility_window
+            );
+            println!(
+                "  overlap       {}: a key stays published for this long after it stopped signing",
+                derived.overlap
+            );
+            println!("  keys          at most {} at once in the JWKS", derived.worst_case_keys);
+        }
+        for warning in &warnings {
+            println!("\nwarning: {warning}");
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Failure::Usage(errors.join("\njwksd: "))) }
+}
+
+/// Each error of its own, for programs.
+fn lines(error: &ConfigErrors) -> Vec<String> {
+    match error {
+        ConfigErrors::Invalid(invalid) => {
+            let timing = invalid.timing.iter().map(ToString::to_string);
+            invalid.problems.iter().map(ToString::to_string).chain(timing).collect()
+        }
+        other => vec![other.to_string()],
+    }
+}
+
+/// Lists the presets and how they cache.
+pub(super) fn verifiers(global: &Global) -> Outcome {
+    if global.output == Output::Json {
+        let all: Vec<_> = presets()
+            .iter()
+            .map(|preset| json!({ "name": preset.name, "product": preset.product, "sees_new_key_within": preset.new.to_string(), "keeps_old_key_for": preset.old.to_string() }))
+            .collect();
+        println!("{:#}", json!({ "verifiers": all }));
+        return Ok(());
+    }
+    println!("{:<24}  {:<18}  {:<18}  PRODUCT", "NAME", "SEES NEW WITHIN", "KEEPS OLD FOR");
+    for preset in presets() {
+        println!(
+            "{:<24}  {:<18}  {:<18}  {}",
+            preset.name,
+            preset.new.to_string(),
+            preset.old.to_string(),
+            preset.product
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! `serve`, `init` and `reseal`.
+
+use super::{Failure, Global, Outcome, Output};
+use crate::app::{App, AppError, Storage, initialise, open_for_maintenance, stop_signal, system_now};
+use crate::backend::KeyIdentity;
+use crate::backend::local::associated_data;
+use crate::config::{Loaded, LogFormat, Source, load};
+use crate::keyring::record::{Key, Keyring};
+use crate::seal::data_keys::DataKeys;
+use crate::store::ledger::Ledger;
+use crate::telemetry::{hardening, logging};
+
+pub(super) fn serve(global: &Global) -> Outcome {
+    let source = Source::find(global.config.as_deref(), None);
+    let loaded = read(&source)?;
+    start_logging(&loaded)?;
+    run(loaded, source)
+}
+
+fn run(loaded: Loaded, source: Source) -> Outcome {
+    if let Err(error) = hardening::harden() {
+        tracing::warn!(%error, "core dumps could not be turned off");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!(key = %warning.path, "{}", warning.message);
+    }
+    for finding in &loaded.timing {
+        tracing::error!(key = %finding.path(), "{}", finding.message);
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = %loaded.origin, "jwksd starts");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Failed(error.to_string()))?.block_on(async {
+        let stop = stop_signal().map_err(failed)?;
+        let app = App::build(loaded, source, Storage::Configured).await.map_err(failed)?;
+        app.run(stop).await.map_err(failed)
+    })
+}
+
+/// Reads the configuration; what would refuse any daemon is a usage error.
+pub(super) fn read(source: &Source) -> Result<Loaded, Failure> {
+    load(source, std::env::vars()).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
+    let log = &loaded.config.log;
+    let format = match log.format {
+        LogFormat::Text => logging::LogFormat::Text,
+        LogFormat::Json => logging::LogFormat::Json,
+    };
+    let wanted = std::env::var(logging::LOG_VARIABLE).unwrap_or_else(|_| log.level.as_str().to_owned());
+    let filter = logging::LogFilter::parse(&wanted).map_err(|error| Failure::Usage(error.to_string()))?;
+    logging::init(format, &filter).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(())
+}
+
+pub(super) fn init(global: &Global) -> Outcome {
+    let loaded = read(&Source::find(global.config.as_deref(), None))?;
+    super::in_runtime(async {
+        let done = initialise(&loaded.config, system_now()).await.map_err(failed)?;
+        match global.output {
+            Output::Json => println!("{:#}", serde_json::json!({ "made": done.made, "already": done.already })),
+            Output::Text if done.already => println!("already initialised"),
+            Output::Text => done.made.iter().for_each(|made| println!("made {made}")),
+        }
+        Ok(())
+    })
+}
+
+/// Moves every data key under the configured seal and every secret under a new data key.
+pub(super) fn reseal(global: &Global) -> Outcome {
+    let loaded = read(&Source::find(global.config.as_deref(), None))?;
+    super::in_runtime(async {
+        let (store, keys) = open_for_maintenance(&loaded.config).await.map_err(failed)?;
+        let bind = |keyring: &Keyring, key: &Key, keys: &DataKeys| {
+            let identity = KeyIdentity {
+                installation: keys.installation().to_owned(),
+                lineage: keyring.lineage.clone(),
+                keyset: keyring.keyset.clone(),
+                serial: key.serial,
+            };
+            associated_data(&identity, &key.kid)
+        };
+        let Some((primary, old)) = keys.split_first() else {
+            return Err(Failure::Usage("no seal is configured".to_owned()));
+        };
+        let resealed = Ledger::reseal(store, primary.clone(), old, bind, system_now()).await;
+        let resealed = resealed.map_err(|error| Failure::Failed(crate::engine::chain(&error)))?;
+        match global.output {
+            Output::Json => println!(
+                "{:#}",
+                serde_json::json!({ "keyrings": resealed.keyrings, "private_keys": resealed.private_keys })
+            ),
+            Output::Text => println!(
+                "resealed {} keyrings and {} private keys under the seal key {}; former seal keys are not needed any more",
+                resealed.keyrings,
+                resealed.private_keys,
+                loaded.config.seal.path.display()
+            ),
+        }
+        Ok(())
+    })
+}
+
+fn failed(error: AppError) -> Failure {
+    Failure::Failed(crate::engine::chain(&error))
+}

@@ -1,0 +1,328 @@
+//! The command line: arguments, and one file per group of commands.
+
+mod client;
+mod config;
+mod daemon;
+mod demo;
+mod keysets;
+mod render;
+mod tokens;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::keyring::time::{Span, Timestamp};
+
+/// Owns the signing keys of JWT issuers: makes, publishes, rotates and revokes them, and signs with them.
+#[derive(Parser)]
+#[command(name = "jwksd", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+struct Global {
+    /// Configuration file (TOML, or JSON by its extension) [default: config/jwksd.toml, /etc/jwksd/jwksd.toml, built in]
+    #[arg(long, global = true, env = "JWKSD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the daemon: a URL, host:port or unix:PATH [default: from the configuration]
+    #[arg(long, global = true, env = "JWKSD_SERVER", value_name = "ADDRESS")]
+    server: Option<String>,
+    /// File with the bearer token [default: from the configuration; $JWKSD_TOKEN is a token itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// PEM file with the CA of the daemon's certificate [default: the system's]
+    #[arg(long, global = true, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve {
+        /// Everything in memory, a rotation every minute, each step narrated
+        #[arg(long)]
+        demo: bool,
+    },
+    /// Make the store, the seal key and missing admin tokens
+    Init,
+    /// Validate the configuration; print the derived timing and warnings
+    Check,
+    /// Show keysets and their keys
+    Status {
+        keyset: Option<String>,
+        /// Keep showing
+        #[arg(short, long)]
+        watch: bool,
+        /// Also list retired and revoked keys
+        #[arg(long)]
+        history: bool,
+    },
+    /// Promote the oldest standby key now
+    Rotate {
+        keyset: Option<String>,
+        /// Also take a key that was not published for `propagation`
+        #[arg(long)]
+        allow_unpropagated: bool,
+        /// Confirm that verifiers accept the algorithm of the waiting keys
+        #[arg(long, value_name = "ALG")]
+        confirm_algorithm: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// Revoke one key, by kid, unique prefix of a kid, or serial
+    Revoke {
+        /// [KEYSET] KEY
+        #[arg(required = true, num_args = 1..=2, value_names = ["KEYSET", "KEY"])]
+        target: Vec<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// Revoke every key of a keyset and start afresh, after a leak of the seal or the store
+    Compromise {
+        keyset: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// Let the most recently demoted key sign again, and hold the schedule
+    Rollback {
+        keyset: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// Stop scheduled promotions and removals
+    Hold {
+        keyset: Option<String>,
+        /// A duration such as 2h, or an RFC 3339 time
+        #[arg(long)]
+        until: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// End a hold
+    Resume {
+        keyset: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// End a keyset: it signs no more, its keys leave as their tokens expire
+    Drain {
+        keyset: Option<String>,
+        #[command(flatten)]
+        action: Action,
+    },
+    /// What was done, by whom, and every automatic transition
+    Audit {
+        keyset: Option<String>,
+        /// Only what came after this time or cursor
+        #[arg(long)]
+        after: Option<String>,
+    },
+    /// Bring keys from elsewhere
+    Import(keysets::ImportArgs),
+    /// Sign a token
+    Sign {
+        keyset: Option<String>,
+        #[arg(long)]
+        sub: Option<String>,
+        #[arg(long)]
+        aud: Vec<String>,
+        /// For example 10m
+        #[arg(long)]
+        ttl: Option<String>,
+        /// The token's type, such as at+jwt
+        #[arg(long)]
+        typ: Option<String>,
+        /// name=value; the value may be JSON
+        #[arg(long = "claim", value_name = "NAME=VALUE")]
+        claims: Vec<String>,
+    },
+    /// Verify a token (or - for standard input) against the published keys
+    Verify {
+        token: String,
+        /// JWKS to use [default: this daemon's]
+        #[arg(long, value_name = "URL")]
+        jwks: Option<String>,
+        /// Required issuer [default: that of the keys]
+        #[arg(long)]
+        iss: Option<String>,
+        /// Required audience
+        #[arg(long)]
+        aud: Option<String>,
+    },
+    /// Decode a token (or - for standard input) and point out weaknesses; verifies nothing
+    Inspect { token: String },
+    /// Compare a JWKS served elsewhere with ours
+    Diff {
+        url: String,
+        /// Issuer to compare with, by name [default: the only one]
+        #[arg(long)]
+        issuer: Option<String>,
+    },
+    /// List the verifiers whose caching is known
+    Verifiers,
+    /// Re-encrypt everything under the configured seal key (the daemon must be stopped)
+    Reseal,
+    /// Ask the daemon whether it is ready
+    Healthcheck {
+        /// To sign, not only to publish
+        #[arg(long)]
+        sign: bool,
+    },
+    /// Print a completion script
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What all changing commands have in common.
+#[derive(Args, Clone, Default)]
+struct Action {
+    /// For the audit log
+    #[arg(long)]
+    reason: Option<String>,
+    /// Show what would happen and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Wait until the daemon can do it
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Why a command failed, by exit code (DESIGN §9).
+#[derive(Debug)]
+enum Failure {
+    /// 1
+    Failed(String),
+    /// 2: wrong usage or configuration
+    Usage(String),
+    /// 3: refused by the daemon
+    Refused(String),
+    /// 4: the daemon cannot be reached
+    Unreachable(String),
+}
+
+type Outcome = Result<(), Failure>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (code, message) = match failure {
+                Failure::Failed(message) => (1, message),
+                Failure::Usage(message) => (2, message),
+                Failure::Refused(message) => (3, message),
+                Failure::Unreachable(message) => (4, message),
+            };
+            eprintln!("jwksd: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Serve { demo: false } => daemon::serve(&global),
+        Command::Serve { demo: true } => demo::serve(),
+        Command::Init => daemon::init(&global),
+        Command::Reseal => daemon::reseal(&global),
+        Command::Check => config::check(&global),
+        Command::Verifiers => config::verifiers(&global),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "jwksd", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Inspect { token } => tokens::inspect(&global, &token),
+        command => in_runtime(remote(&global, command)),
+    }
+}
+
+/// Commands that talk to a daemon.
+async fn remote(global: &Global, command: Command) -> Outcome {
+    match command {
+        Command::Status { keyset, watch, history } => keysets::status(global, keyset.as_deref(), watch, history).await,
+        Command::Rotate { keyset, allow_unpropagated, confirm_algorithm, action } => {
+            keysets::rotate(global, keyset.as_deref(), allow_unpropagated, confirm_algorithm, &action).await
+        }
+        Command::Revoke { target, action } => keysets::revoke(global, &target, &action).await,
+        Command::Compromise { keyset, action } => keysets::act(global, keyset.as_deref(), "compromise", &action).await,
+        Command::Rollback { keyset, action } => keysets::act(global, keyset.as_deref(), "rollback", &action).await,
+        Command::Drain { keyset, action } => keysets::act(global, keyset.as_deref(), "drain", &action).await,
+        Command::Hold { keyset, until, action } => keysets::hold(global, keyset.as_deref(), until, &action).await,
+        Command::Resume { keyset, action } => keysets::resume(global, keyset.as_deref(), &action).await,
+        Command::Audit { keyset, after } => keysets::audit(global, keyset.as_deref(), after).await,
+        Command::Import(arguments) => keysets::import(global, arguments).await,
+        Command::Sign { keyset, sub, aud, ttl, typ, claims } => {
+            tokens::sign(global, keyset.as_deref(), tokens::Wish { sub, aud, ttl, typ, claims }).await
+        }
+        Command::Verify { token, jwks, iss, aud } => tokens::verify(global, &token, jwks, iss, aud).await,
+        Command::Diff { url, issuer } => tokens::diff(global, &url, issuer).await,
+        Command::Healthcheck { sign } => keysets::healthcheck(global, sign).await,
+        Command::Serve { .. }
+        | Command::Init
+        | Command::Reseal
+        | Command::Check
+        | Command::Verifiers
+        | Command::Completions { .. }
+        | Command::Inspect { .. } => Err(Failure::Failed("this command needs no daemon".to_owned())),
+    }
+}
+
+/// A client needs one thread.
+fn in_runtime(work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Failed(error.to_string()))?.block_on(work)
+}
+
+/// A time: RFC 3339, or a duration from now.
+fn time_or_duration(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+    if let Some(at) = Timestamp::parse_rfc3339(text) {
+        return Ok(at);
+    }
+    let span = Span::parse(text).map_err(|_| {
+        Failure::Usage(format!("`{text}` is neither an RFC 3339 time (2026-11-24T10:00:00Z) nor a duration (2h)"))
+    })?;
+    Ok(now + span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_may_be_relative() {
+        let now = Timestamp::from_secs(1_800_000_000);
+        assert_eq!(time_or_duration("2h", now).unwrap(), now + Span::HOUR.times(2));
+        assert_eq!(time_or_duration("2027-01-15T08:00:00Z", now).unwrap(), now);
+        assert!(matches!(time_or_duration("tomorrow", now), Err(Failure::Usage(_))));
+    }
+}

@@ -1,0 +1,253 @@
+//! Tables for people.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use serde_json::Value;
+
+use crate::keyring::time::{Span, Timestamp};
+
+/// Whether to colour: on a terminal, unless NO_COLOR is set.
+pub(super) fn colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A keyset's status as drawn in DESIGN §9.
+pub(super) fn keyset(keyset: &Value, now: Timestamp, colour: bool) -> String {
+    let mut text = String::new();
+    let paint = Paint { on: colour };
+    let health = match keyset["health"].as_str().unwrap_or_default() {
+        "ok" => paint.green("HEALTHY"),
+        "degraded" => paint.yellow("DEGRADED"),
+        _ => paint.red("FAILING"),
+    };
+    let _ = writeln!(
+        text,
+        "{}  {}  {}  generation {}  {health}",
+        paint.bold(str_of(&keyset["name"])),
+        str_of(&keyset["algorithm"]),
+        str_of(&keyset["issuer"]),
+        keyset["generation"]
+    );
+    for alarm in keyset["alarms"].as_array().into_iter().flatten() {
+        let _ = writeln!(text, " {} {}", paint.red("!"), str_of(alarm));
+    }
+    if let Some(hold) = keyset["hold"].as_object() {
+        let until =
+            hold.get("until").and_then(Value::as_str).map_or("until resumed".to_owned(), |at| format!("until {at}"));
+        let actor = hold.get("actor").and_then(Value::as_str).unwrap_or_default();
+        let reason = hold.get("reason").and_then(Value::as_str).unwrap_or_default();
+        let _ = writeln!(text, " {} held by {actor} {until} {reason}", paint.yellow("‖"));
+    }
+    let rows: Vec<[String; 5]> = keyset["keys"].as_array().into_iter().flatten().map(|key| row(key, now)).collect();
+    let header = ["#", "KID", "STATE", "SINCE", "NEXT"].map(str::to_owned);
+    let widths: Vec<usize> = (0..4)
+        .map(|column| rows.iter().chain([&header]).map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    for (index, row) in [&header].into_iter().chain(&rows).enumerate() {
+        let mut line = String::new();
+        for column in 0..4 {
+            let padded = format!("{:<width$}", row[column], width = widths[column]);
+            let cell = match (index, column) {
+                (0, _) => paint.dim(&padded),
+                (_, 2) => paint.state(&padded),
+                _ => padded,
+            };
+            let _ = write!(line, " {cell} ");
+        }
+        let next = if index == 0 { paint.dim(&row[4]) } else { row[4].clone() };
+        let _ = writeln!(text, "{line} {next}");
+    }
+    text
+}
+
+fn row(key: &Value, now: Timestamp) -> [String; 5] {
+    let since = Timestamp::parse_rfc3339(str_of(&key["entered_at"])).map(|at| rough(now.since(at))).unwrap_or_default();
+    [key["serial"].to_string(), short_kid(str_of(&key["kid"])), str_of(&key["state"]).to_owned(), since, next(key, now)]
+}
+
+fn next(key: &Value, now: Timestamp) -> String {
+    let next = &key["next"];
+    let state = str_of(&next["state"]);
+    if let Some(revocation) = key["revocation"].as_object() {
+        let actor = revocation.get("actor").and_then(Value::as_str).unwrap_or_default();
+        let reason = revocation.get("reason").and_then(Value::as_str).unwrap_or_default();
+        return format!("revoked by {actor}: {reason}");
+    }
+    if state.is_empty() {
+        return String::new();
+    }
+    let waiting: Vec<&str> = next["waiting_for"].as_array().into_iter().flatten().map(str_of).collect();
+    let mut text = match (str_of(&key["state"]), Timestamp::parse_rfc3339(str_of(&next["at"]))) {
+        ("standby", _) => format!("{state} at the next rotation"),
+        (_, Some(at)) if at > now && at.since(now) >= Span::DAY => {
+            format!("{state} in {} ({})", rough(at.since(now)), at.to_chrono().format("%a %-d %b %H:%M UTC"))
+        }
+        (_, Some(at)) if at > now => format!("{state} in {}", rough(at.since(now))),
+        (_, Some(_)) => format!("{state} now"),
+        (_, None) => state.to_owned(),
+    };
+    if !waiting.is_empty() && str_of(&key["state"]) != "standby" {
+        let _ = write!(text, ", waiting for {}", waiting.join(", "));
+    }
+    text
+}
+
+/// `9kQ2…xA`: enough to recognise a kid.
+pub(super) fn short_kid(kid: &str) -> String {
+    let chars: Vec<char> = kid.chars().collect();
+    if chars.len() <= 10 {
+        return kid.to_owned();
+    }
+    let (head, tail) = (&chars[..4], &chars[chars.len() - 2..]);
+    head.iter().chain(&['…']).chain(tail).collect()
+}
+
+/// The one or two largest units: `29d`, `23h50m`, `1h06m`, `10m`, `45s`.
+pub(super) fn rough(span: Span) -> String {
+    let secs = span.as_secs();
+    match secs {
+        0..60 => format!("{secs}s"),
+        60..600 if secs % 60 != 0 => format!("{}m{:02}s", secs / 60, secs % 60),
+        60..3600 => format!("{}m", secs / 60),
+        3600..86_400 => format!("{}h{:02}m", secs / 3600, secs % 3600 / 60),
+        _ => format!("{}d", secs / 86_400),
+    }
+}
+
+/// An operator's answer (DESIGN §7).
+pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
+    let paint = Paint { on: colour };
+    let mut text = String::new();
+    let tense = if outcome["dry_run"].as_bool().unwrap_or(false) { " (dry run, nothing changed)" } else { "" };
+    let _ = writeln!(text, "{}{tense}  generation {}", paint.bold(str_of(&outcome["action"])), outcome["generation"]);
+    let changes = outcome["changes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if changes.is_empty() {
+        let _ = writeln!(text, "  nothing changes");
+    }
+    for change in changes {
+        let from = change["from"].as_str().unwrap_or("new");
+        let kid = short_kid(str_of(&change["kid"]));
+        let until = change["unpublished_at"].as_str().map(|at| format!(", published until {at}")).unwrap_or_default();
+        let _ = writeln!(text, "  {:>3} {kid}  {from} → {}{until}", change["serial"], str_of(&change["to"]));
+    }
+    if outcome["unpropagated"].as_bool().unwrap_or(false) {
+        let _ = writeln!(
+            text,
+            "  {}",
+            paint.yellow("the key that signs now was not published for long enough: some verifiers may not know it")
+        );
+    }
+    for verifier in outcome["verifiers"].as_array().into_iter().flatten() {
+        let ok = if verifier["ok"].as_bool().unwrap_or(false) { paint.green("ok") } else { paint.yellow("not yet") };
+        let by = verifier["sees_new_key_by"].as_str().unwrap_or("an unknown time");
+        let _ = writeln!(text, "  verifier {}: sees the key by {by} ({ok})", str_of(&verifier["name"]));
+    }
+    if let Some(exposure) = outcome["exposure"].as_object() {
+        match exposure.get("until").and_then(Value::as_str) {
+            Some(until) => _ = writeln!(text, "  declared caches may accept the key until {until}"),
+            None => {
+                _ = writeln!(
+                    text,
+                    "  it is not known until when caches may accept the key: no bounded verifier is declared"
+                )
+            }
+        }
+    }
+    for name in outcome["restart_verifiers"].as_array().into_iter().flatten() {
+        let _ = writeln!(text, "  {} restart {}: it keeps the key until then", paint.red("!"), str_of(name));
+    }
+    for warning in outcome["warnings"].as_array().into_iter().flatten() {
+        let _ = writeln!(text, "  {} {}", paint.yellow("!"), str_of(warning));
+    }
+    if let Some(at) = outcome["next_standby_at"].as_str() {
+        let _ = writeln!(text, "  the next standby key is ready at {at}");
+    }
+    text
+}
+
+/// The text of a JSON string, or nothing.
+pub(super) fn str_of(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    fn wrap(&self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn bold(&self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn dim(&self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    fn green(&self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    fn yellow(&self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    fn red(&self, text: &str) -> String {
+        self.wrap("31", text)
+    }
+
+    fn state(&self, padded: &str) -> String {
+        let code = match padded.trim_end() {
+            "active" => "32",
+            "standby" => "36",
+            "pending" => "33",
+            "revoked" => "31",
+            _ => "2",
+        };
+        self.wrap(code, padded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_looks_as_drawn() {
+        let now = Timestamp::parse_rfc3339("2026-11-24T10:10:00Z").unwrap();
+        let key = |serial: u64, kid: &str, state: &str, entered: &str, next: &str, at: Option<&str>| {
+            serde_json::json!({ "serial": serial, "kid": kid, "state": state, "entered_at": entered,
+                "next": { "state": next, "at": at, "waiting_for": [] } })
+        };
+        let value = serde_json::json!({
+            "name": "default", "algorithm": "ES256", "issuer": "https://auth.example.com", "generation": 44,
+            "health": "ok", "alarms": [], "hold": null,
+            "keys": [
+                key(8, "9kQ2abcdefghxA", "active", "2026-11-24T10:00:00Z", "retiring", Some("2026-12-24T10:00:00Z")),
+                key(9, "Ge71abcdefgh0c", "standby", "2026-10-26T10:00:00Z", "active", Some("2026-12-24T10:00:00Z")),
+                key(10, "b0Lmabcdefgh4e", "pending", "2026-11-24T10:00:00Z", "standby", Some("2026-11-25T10:00:00Z")),
+                key(7, "Zp0dabcdefgh7w", "retiring", "2026-11-24T10:00:00Z", "retired", Some("2026-11-24T11:16:00Z")),
+            ],
+        });
+        insta::assert_snapshot!(keyset(&value, now, false));
+    }
+
+    #[test]
+    fn spans_show_their_largest_units() {
+        for (secs, text) in [
+            (0, "0s"),
+            (45, "45s"),
+            (65, "1m05s"),
+            (600, "10m"),
+            (3960, "1h06m"),
+            (85_800, "23h50m"),
+            (2_505_600, "29d"),
+        ] {
+            assert_eq!(rough(Span::from_secs(secs)), text);
+        }
+    }
+}
