@@ -1,0 +1,413 @@
+//! Each command of the real binary, as a person and as a script use it: text, `-o json`, exit codes (DESIGN.md §9).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say where")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use support::{Daemon, PATIENCE, eventually, tools};
+
+const TABLES: &str = r#"
+[issuer.main]
+url = "https://issuer.example.test"
+max_age = "1s"
+[keyset.default]
+issuer = "main"
+algorithm = "ES256"
+[keyset.default.rotation]
+every = "1h"
+propagation = "2s"
+[keyset.default.tokens]
+max_ttl = "15m"
+clock_skew = "500ms"
+"#;
+
+const SECOND: &str = r#"
+[issuer.other]
+url = "https://issuer.example.test/other"
+max_age = "1s"
+[keyset.second]
+issuer = "other"
+algorithm = "EdDSA"
+[keyset.second.rotation]
+every = "1h"
+propagation = "2s"
+[keyset.second.tokens]
+max_ttl = "15m"
+clock_skew = "500ms"
+"#;
+
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Runs the binary in `folder`, without a terminal.
+async fn run(folder: &Path, environment: &[(&str, String)], arguments: &[&str]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
+    command.args(arguments).current_dir(folder).env_clear().envs(environment.iter().map(|(k, v)| (*k, v)));
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").expect("it runs");
+    Ran {
+        code: output.status.code().expect("it was not killed"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A command for a running daemon, which it finds by the configuration.
+async fn ask(daemon: &Daemon, arguments: &[&str]) -> Ran {
+    let mut environment = vec![("JWKSD_CONFIG", "jwksd.toml".to_owned())];
+    for (variable, listener) in [
+        ("JWKSD__PUBLIC__LISTEN", "public"),
+        ("JWKSD__SIGNER__LISTEN", "signer"),
+        ("JWKSD__ADMIN__LISTEN", "admin"),
+        ("JWKSD__OPS__LISTEN", "ops"),
+    ] {
+        environment.push((variable, daemon.address(listener).to_owned()));
+    }
+    run(&daemon.path(""), &environment, arguments).await
+}
+
+async fn done(daemon: &Daemon, arguments: &[&str]) -> Ran {
+    let ran = ask(daemon, arguments).await;
+    assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
+    ran
+}
+
+async fn fails(daemon: &Daemon, code: i32, arguments: &[&str]) -> String {
+    let ran = ask(daemon, arguments).await;
+    assert_eq!(ran.code, code, "{arguments:?}: {ran:?}");
+    assert!(ran.err.starts_with("jwksd: ") || code == 2, "{ran:?}");
+    assert!(!ran.err.contains("panicked"), "{ran:?}");
+    ran.err
+}
+
+async fn stand_by(daemon: &Daemon) {
+    eventually("two standby keys", PATIENCE, async || {
+        let shown = done(daemon, &["status", "default", "-o", "json"]).await.json();
+        (states(&shown).iter().filter(|state| *state == "standby").count() == 2).then_some(())
+    })
+    .await;
+}
+
+fn states(keyset: &Value) -> Vec<String> {
+    keyset["keys"].as_array().unwrap().iter().map(|key| key["state"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn operators_work_with_the_daemon_from_the_command_line() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    let refused = fails(&daemon, 3, &["rotate"]).await;
+    assert!(refused.contains("no-standby") && refused.contains("409"), "{refused}");
+    // --wait waits for the standby key and then rotates.
+    let waited = done(&daemon, &["rotate", "--wait", "--reason", "from the shell"]).await;
+    assert!(waited.out.starts_with("rotate  generation ") && waited.out.contains(" → active"), "{waited:?}");
+    stand_by(&daemon).await;
+
+    let status = done(&daemon, &["status"]).await.out;
+    let lines: Vec<&str> = status.lines().collect();
+    assert!(lines[0].starts_with("default  ES256  https://issuer.example.test  generation "), "{status}");
+    assert!(lines[0].ends_with("  HEALTHY"), "{status}");
+    let heads: Vec<&str> = lines[1].split_whitespace().collect();
+    assert_eq!(heads, ["#", "KID", "STATE", "SINCE", "NEXT"], "{status}");
+    let column = |line: &str, at: usize| line.split_whitespace().nth(at).unwrap().to_owned();
+    let drawn: Vec<String> = lines[2..].iter().map(|line| column(line, 2)).collect();
+    assert_eq!(drawn, ["active", "standby", "standby", "retiring"], "{status}");
+    let place = |line: &str, word: &str| line.find(word).map(|at| line[..at].chars().count());
+    assert_eq!(place(lines[2], "active"), place(lines[1], "STATE"), "columns are aligned: {status}");
+    assert!(lines[3].ends_with("active at the next rotation"), "{status}");
+    assert!(!status.contains('\u{1b}'), "no colours without a terminal");
+    let shown = done(&daemon, &["-o", "json", "status", "default"]).await.json();
+    assert_eq!(done(&daemon, &["-o", "json", "status"]).await.json()["keysets"][0]["name"], "default");
+    let kid = shown["keys"][0]["kid"].as_str().unwrap().to_owned();
+    assert_eq!(column(lines[2], 1), format!("{}…{}", &kid[..4], &kid[kid.len() - 2..]));
+
+    let trial = done(&daemon, &["rotate", "--dry-run"]).await.out;
+    assert!(trial.contains("(dry run, nothing changed)"), "{trial}");
+    assert_eq!(done(&daemon, &["rotate", "--dry-run", "-o", "json"]).await.json()["dry_run"], true);
+    assert_eq!(done(&daemon, &["status", "default", "-o", "json"]).await.json()["active_kid"], kid.as_str());
+
+    // What cannot be undone wants --yes where nobody can be asked.
+    for command in [
+        vec!["rollback"],
+        vec!["compromise"],
+        vec!["drain"],
+        vec!["revoke", &kid],
+        vec!["rotate", "--allow-unpropagated"],
+    ] {
+        let message = fails(&daemon, 2, &command).await;
+        assert!(message.contains("--yes"), "{message}");
+        let mut trial = command.clone();
+        trial.extend(["--dry-run", "-o", "json"]);
+        assert_eq!(done(&daemon, &trial).await.json()["dry_run"], true);
+    }
+    assert_eq!(done(&daemon, &["status", "default", "-o", "json"]).await.json()["active_kid"], kid.as_str());
+
+    let held = done(&daemon, &["hold", "--until", "2h", "--reason", "a freeze"]).await.out;
+    assert!(held.starts_with("default is held until 20"), "{held}");
+    let again = done(&daemon, &["hold", "--until", "2099-01-01T00:00:00Z", "-o", "json"]).await.json();
+    assert_eq!(again["until"], "2099-01-01T00:00:00Z");
+    assert!(done(&daemon, &["status"]).await.out.contains("held by operator until 2099"));
+    assert_eq!(done(&daemon, &["resume"]).await.out, "default is not held\n");
+    assert_eq!(done(&daemon, &["resume", "-o", "json"]).await.json(), json!({ "keyset": "default", "hold": null }));
+    fails(&daemon, 2, &["hold", "--until", "tomorrow"]).await;
+
+    let back = done(&daemon, &["rollback", "--yes", "--reason", "too early"]).await.out;
+    assert!(back.contains("retiring → active") && back.contains("a hold is set"), "{back}");
+    done(&daemon, &["resume"]).await;
+
+    // Keys by unique prefix, by serial, by kid.
+    let standby = shown["keys"][1].clone();
+    let prefix = &standby["kid"].as_str().unwrap()[..12];
+    let by_prefix = done(&daemon, &["revoke", prefix, "--dry-run", "-o", "json"]).await.json();
+    assert_eq!(by_prefix["changes"][0]["kid"], standby["kid"]);
+    let serial = standby["serial"].to_string();
+    let by_serial = done(&daemon, &["revoke", "default", &serial, "--yes", "-o", "json"]).await.json();
+    assert_eq!(
+        (&by_serial["changes"][0]["kid"], by_serial["changes"][0]["to"].as_str()),
+        (&standby["kid"], Some("revoked"))
+    );
+    assert!(fails(&daemon, 2, &["revoke", "999", "--yes"]).await.contains("no key has"));
+    fails(&daemon, 2, &["revoke", "", "--yes"]).await;
+    let history = done(&daemon, &["status", "--history"]).await.out;
+    assert!(history.contains("revoked by operator"), "{history}");
+    fails(&daemon, 3, &["status", "nobody"]).await;
+    fails(&daemon, 3, &["rotate", "nobody"]).await;
+
+    let audit = done(&daemon, &["audit"]).await.out;
+    assert!(audit.contains("from the shell") && audit.contains("too early"), "{audit}");
+    let all = done(&daemon, &["audit", "default", "-o", "json"]).await.json();
+    assert!(all["items"].as_array().unwrap().len() > 10, "{all}");
+    let after = done(&daemon, &["audit", "--after", all["next"].as_str().unwrap(), "-o", "json"]).await.json();
+    assert_eq!(after["items"], json!([]), "{after}");
+    fails(&daemon, 3, &["audit", "--after", "yesterday"]).await;
+
+    let key = tools::repository("tests/vectors/keys/p256-pkcs8.pem");
+    let joined =
+        done(&daemon, &["import", "--key", key.to_str().unwrap(), "--kid", "old", "--max-token-life", "1h"]).await;
+    assert!(joined.out.contains("new → standby"), "{joined:?}");
+    assert!(!format!("{joined:?}").contains("PRIVATE KEY"));
+    let public = tools::repository("tests/vectors/keys/p384-spki.pem");
+    done(&daemon, &["import", "--public", public.to_str().unwrap(), "--until", "1h", "-o", "json"]).await;
+    fails(&daemon, 3, &["import", "--key", key.to_str().unwrap(), "--kid", "old"]).await;
+    fails(&daemon, 2, &["import"]).await;
+    fails(&daemon, 2, &["import", "--key", "no-such-file.pem"]).await;
+
+    assert!(done(&daemon, &["compromise", "--yes"]).await.out.contains("every key is revoked"));
+    assert_eq!(done(&daemon, &["drain", "--yes", "-o", "json"]).await.json()["action"], "drain");
+    fails(&daemon, 3, &["rotate"]).await;
+}
+
+#[tokio::test]
+async fn tokens_are_signed_verified_inspected_and_key_sets_compared() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    let signed =
+        done(&daemon, &["sign", "--sub", "alice", "--aud", "b", "--ttl", "1m", "--claim", "n=1", "--claim", "s=x"])
+            .await;
+    let token = signed.out.trim().to_owned();
+    assert_eq!(token.split('.').count(), 3);
+    let answer =
+        done(&daemon, &["sign", "default", "--sub", "a", "--aud", "b", "--aud", "c", "-o", "json"]).await.json();
+    assert_eq!(answer["expires_in"], 300);
+    fails(&daemon, 3, &["sign", "--aud", "b"]).await;
+    fails(&daemon, 3, &["sign", "--sub", "a", "--aud", "b", "--ttl", "1d"]).await;
+    fails(&daemon, 2, &["sign", "--sub", "a", "--claim", "sub=b"]).await;
+    fails(&daemon, 2, &["sign", "--claim", "novalue"]).await;
+
+    let verified = done(&daemon, &["verify", &token]).await.out;
+    assert!(verified.starts_with("valid: signed by https://issuer.example.test with the key "), "{verified}");
+    let verified = done(&daemon, &["verify", &token, "--aud", "b", "-o", "json"]).await.json();
+    assert_eq!(
+        (&verified["valid"], &verified["claims"]["n"], &verified["claims"]["s"]),
+        (&json!(true), &json!(1), &json!("x"))
+    );
+    let jwks = daemon.url("public", "/.well-known/jwks.json");
+    done(&daemon, &["verify", &token, "--jwks", &jwks]).await;
+    let parts: Vec<&str> = token.split('.').collect();
+    let other = done(&daemon, &["sign", "--sub", "mallory", "--aud", "b"]).await.out.trim().to_owned();
+    let forged = format!("{}.{}.{}", parts[0], other.split('.').nth(1).unwrap(), parts[2]);
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", parts[1]);
+    for bad in [forged.as_str(), unsigned.as_str(), "not-a-token", "a.b.c", ""] {
+        let message = fails(&daemon, 1, &["verify", bad]).await;
+        assert!(message.contains("the token is not valid"), "{message}");
+    }
+    fails(&daemon, 1, &["verify", &token, "--aud", "somebody-else"]).await;
+    fails(&daemon, 1, &["verify", &token, "--iss", "https://other.example"]).await;
+    fails(&daemon, 2, &["verify", &token, "--jwks", "file:///etc/passwd"]).await;
+    fails(&daemon, 4, &["verify", &token, "--jwks", "http://127.0.0.1:1/jwks.json"]).await;
+
+    let inspected = done(&daemon, &["inspect", &token]).await.out;
+    assert!(inspected.contains("Nothing was verified") && inspected.contains("\"alice\""), "{inspected}");
+    let weak = done(&daemon, &["inspect", &unsigned, "-o", "json"]).await.json();
+    assert_eq!(weak["verified"], false);
+    assert!(!weak["weaknesses"].as_array().unwrap().is_empty(), "{weak}");
+    fails(&daemon, 1, &["inspect", "not-a-token"]).await;
+
+    assert!(done(&daemon, &["diff", &jwks]).await.out.starts_with("equal: 3 keys"));
+    let other = Daemon::builder().tables(TABLES).start().await;
+    let foreign = other.url("public", "/.well-known/jwks.json");
+    let different = ask(&daemon, &["diff", &foreign, "-o", "json"]).await;
+    assert_eq!((different.code, &different.json()["equal"]), (1, &json!(false)), "{different:?}");
+    assert_eq!(different.json()["differences"].as_array().unwrap().len(), 6);
+    let text = ask(&daemon, &["diff", &foreign]).await.out;
+    assert!(text.contains("missing") && text.contains("foreign"), "{text}");
+    fails(&daemon, 1, &["diff", &daemon.url("public", "/nothing")]).await;
+
+    assert_eq!(done(&daemon, &["healthcheck"]).await.out, "ready\n");
+    assert_eq!(done(&daemon, &["healthcheck", "--sign", "-o", "json"]).await.json(), json!({ "ready": true }));
+    fails(&daemon, 4, &["healthcheck", "--server", "127.0.0.1:1"]).await;
+    fails(&daemon, 4, &["status", "--server", "127.0.0.1:1"]).await;
+    let wrong = daemon.path("wrong.token");
+    std::fs::write(&wrong, "a-token-that-nobody-knows-0123456789").unwrap();
+    assert!(fails(&daemon, 3, &["status", "--token-file", wrong.to_str().unwrap()]).await.contains("401"));
+    fails(&daemon, 2, &["status", "--token-file", "no-such-file"]).await;
+}
+
+#[tokio::test]
+async fn with_several_keysets_a_command_says_which() {
+    let daemon = Daemon::builder().tables(TABLES).tables(SECOND).start().await;
+    for command in [vec!["rotate"], vec!["hold"], vec!["sign", "--sub", "a", "--aud", "b"]] {
+        let message = fails(&daemon, 2, &command).await;
+        assert!(message.contains("default, second"), "{message}");
+    }
+    assert!(
+        fails(&daemon, 2, &["diff", &daemon.url("public", "/.well-known/jwks.json")]).await.contains("main, other")
+    );
+    let both = done(&daemon, &["status"]).await.out;
+    assert!(both.contains("default  ES256") && both.contains("second  EdDSA"), "{both}");
+    let one = done(&daemon, &["status", "second"]).await.out;
+    assert!(!one.contains("default"), "{one}");
+    let token = done(&daemon, &["sign", "second", "--sub", "a", "--aud", "b"]).await.out;
+    assert!(done(&daemon, &["verify", token.trim()]).await.out.contains("https://issuer.example.test/other"));
+}
+
+/// A configuration in a folder of its own.
+fn folder(tables: &str) -> tempfile::TempDir {
+    let folder = tempfile::TempDir::new().unwrap();
+    let listeners = "[public]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+        [admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\
+        [store]\nkind = \"file\"\npath = \"keyrings\"\n[seal]\nkind = \"file\"\npath = \"seal.key\"\n";
+    std::fs::write(folder.path().join("jwksd.toml"), format!("{listeners}{tables}")).unwrap();
+    folder
+}
+
+async fn alone(folder: &tempfile::TempDir, arguments: &[&str]) -> Ran {
+    run(folder.path(), &[("JWKSD_CONFIG", "jwksd.toml".to_owned())], arguments).await
+}
+
+#[tokio::test]
+async fn check_prints_the_timing_and_refuses_with_all_errors_at_once() {
+    let good = folder(TABLES);
+    let checked = alone(&good, &["check"]).await;
+    assert_eq!(checked.code, 0, "{checked:?}");
+    assert!(checked.out.starts_with("jwksd.toml is valid\n") && checked.out.contains("warning: "), "{checked:?}");
+    let derived = alone(&good, &["check", "-o", "json"]).await.json();
+    assert_eq!(derived["valid"], true);
+    assert_eq!(derived["keysets"][0]["overlap_seconds"], 901);
+    let made: Vec<_> = std::fs::read_dir(good.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(made, ["jwksd.toml"], "it makes nothing");
+
+    let timing = folder(&TABLES.replace("propagation = \"2s\"", "propagation = \"1s\""));
+    let refused = alone(&timing, &["check"]).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.err.contains("keyset.default.rotation.propagation"), "{refused:?}");
+    let broken = TABLES
+        .replace("every = \"1h\"", "evry = \"1h\"\nevery = 5")
+        .replace("propagation = \"2s\"", "propagation = \"1s\"");
+    let broken = folder(&broken);
+    let refused = alone(&broken, &["check"]).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    for part in ["keyset.default.rotation.evry", "keyset.default.rotation.every"] {
+        assert!(refused.err.contains(part), "{part}: {refused:?}");
+    }
+    for (folder, least) in [(&timing, 1), (&broken, 2)] {
+        let json = alone(folder, &["check", "-o", "json"]).await;
+        assert_eq!((json.code, &json.json()["valid"]), (2, &json!(false)), "{json:?}");
+        assert!(json.json()["errors"].as_array().unwrap().len() >= least, "{json:?}");
+    }
+    let syntax = folder("[keyset");
+    let refused = alone(&syntax, &["check"]).await;
+    assert!(refused.code == 2 && refused.err.contains("TOML"), "{refused:?}");
+    let missing = alone(&syntax, &["check", "--config", "nowhere.toml"]).await;
+    assert_eq!(missing.code, 2, "{missing:?}");
+}
+
+#[tokio::test]
+async fn init_is_idempotent_and_reseal_moves_to_a_new_seal() {
+    let folder = folder(TABLES);
+    let early = alone(&folder, &["reseal"]).await;
+    assert_eq!(early.code, 1, "{early:?}");
+    let serve = alone(&folder, &["serve"]).await;
+    assert!(serve.code == 1 && serve.err.contains("jwksd init"), "{serve:?}");
+    let made = alone(&folder, &["init"]).await;
+    assert_eq!(made.code, 0, "{made:?}");
+    for what in ["seal.key", "keyrings", "admin.token"] {
+        assert!(made.out.contains(what), "{made:?}");
+    }
+    let seal = std::fs::read(folder.path().join("seal.key")).unwrap();
+    let token = std::fs::read(folder.path().join("admin.token")).unwrap();
+    assert_eq!(alone(&folder, &["init"]).await.out, "already initialised\n");
+    assert_eq!(alone(&folder, &["init", "-o", "json"]).await.json(), json!({ "made": [], "already": true }));
+    assert_eq!(std::fs::read(folder.path().join("seal.key")).unwrap(), seal);
+    assert_eq!(std::fs::read(folder.path().join("admin.token")).unwrap(), token);
+
+    // A keyset with keys, resealed under a new seal key, is the same keyset without the former one.
+    let mut daemon = Daemon::builder().tables(TABLES).start().await;
+    let kid = daemon.sign("default", json!({ "claims": { "sub": "a", "aud": "b" } })).await.kid;
+    let busy = ask(&daemon, &["reseal"]).await;
+    assert_eq!(busy.code, 1, "the daemon holds the store: {busy:?}");
+    daemon.sigterm().await;
+    std::fs::rename(daemon.path("seal.key"), daemon.path("former.key")).unwrap();
+    std::fs::rename(folder.path().join("seal.key"), daemon.path("seal.key")).unwrap();
+    let config = std::fs::read_to_string(daemon.path("jwksd.toml")).unwrap();
+    let previous = format!("{config}\n[seal.previous.former]\nkind = \"file\"\npath = \"former.key\"\n");
+    std::fs::write(daemon.path("jwksd.toml"), previous).unwrap();
+    let resealed = ask(&daemon, &["reseal", "-o", "json"]).await;
+    assert_eq!(resealed.code, 0, "{resealed:?}");
+    assert_eq!((&resealed.json()["keyrings"], &resealed.json()["private_keys"]), (&json!(1), &json!(3)));
+    std::fs::remove_file(daemon.path("former.key")).unwrap();
+    daemon.restart().await;
+    assert_eq!(daemon.sign("default", json!({ "claims": { "sub": "a", "aud": "b" } })).await.kid, kid);
+}
+
+#[tokio::test]
+async fn commands_without_a_daemon_and_wrong_usage() {
+    let folder = folder(TABLES);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = alone(&folder, &["completions", shell]).await;
+        assert!(script.code == 0 && script.out.contains("jwksd") && script.out.contains("rotate"), "{shell}");
+    }
+    let verifiers = alone(&folder, &["verifiers"]).await.out;
+    assert!(verifiers.contains("envoy") && verifiers.contains("vault"), "{verifiers}");
+    let listed = alone(&folder, &["verifiers", "-o", "json"]).await.json();
+    assert!(listed["verifiers"].as_array().unwrap().iter().any(|one| one["name"] == "aws-api-gateway"), "{listed}");
+    assert!(alone(&folder, &["--version"]).await.out.starts_with("jwksd "));
+    assert!(alone(&folder, &["--help"]).await.out.contains("healthcheck"));
+    for wrong in [
+        vec![],
+        vec!["frobnicate"],
+        vec!["status", "--nope"],
+        vec!["revoke"],
+        vec!["-o", "yaml", "status"],
+        vec!["completions", "tcl"],
+    ] {
+        let ran = alone(&folder, &wrong).await;
+        assert_eq!(ran.code, 2, "{wrong:?}: {ran:?}");
+    }
+    let unreachable = alone(&folder, &["status", "--server", "127.0.0.1:1", "--token-file", "jwksd.toml"]).await;
+    assert!(unreachable.code == 2 || unreachable.code == 4, "{unreachable:?}");
+}
