@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod api;
+mod ports;
 pub mod strict_verifier;
 pub mod tools;
 
@@ -52,6 +53,8 @@ pub struct Daemon {
     builder: DaemonBuilder,
     folder: TempDir,
     listen: BTreeMap<&'static str, String>,
+    /// They stay ours while it restarts.
+    _ports: Vec<ports::ReservedPort>,
     process: Option<Process>,
     http: Client,
     /// What earlier processes of this daemon wrote.
@@ -199,7 +202,7 @@ impl Daemon {
         self.ready().await;
     }
 
-    /// Starts it on its earlier addresses (the first time: on free ones) and waits for its listeners only.
+    /// Starts it on its addresses and waits for its listeners only.
     pub async fn start_process(&mut self) {
         if let Err(status) = self.try_start().await {
             panic!("the daemon ended at its start: {status}\n{}", self.transcript());
@@ -317,18 +320,22 @@ impl DaemonBuilder {
     /// Makes the folder and starts nothing; `start_process` or `restart` does.
     pub fn prepare(self) -> Daemon {
         let folder = TempDir::new().expect("a temporary folder");
-        let signer = match self.signer {
-            Signer::UnixSocket => format!("unix:{}", folder.path().join("signer.sock").display()),
-            Signer::Loopback | Signer::LoopbackWithToken => "127.0.0.1:0".to_owned(),
-        };
-        let mut listen: BTreeMap<_, _> =
-            ["public", "admin", "ops"].into_iter().map(|listener| (listener, "127.0.0.1:0".to_owned())).collect();
-        listen.insert("signer", signer);
+        let mut reserved = Vec::new();
+        let mut listen = BTreeMap::new();
+        for listener in ["public", "signer", "admin", "ops"] {
+            let address = if listener == "signer" && self.signer == Signer::UnixSocket {
+                format!("unix:{}", folder.path().join("signer.sock").display())
+            } else {
+                reserved.push(ports::ReservedPort::any());
+                format!("127.0.0.1:{}", reserved[reserved.len() - 1].number())
+            };
+            listen.insert(listener, address);
+        }
         if self.signer == Signer::LoopbackWithToken {
             write_secret(&folder.path().join("client.token"), "a-token-long-enough-to-be-taken-for-one-0123456789");
         }
         let http = http_client().build().expect("a client without TLS set-up");
-        Daemon { builder: self, folder, listen, process: None, http, earlier_logs: Vec::new() }
+        Daemon { builder: self, folder, listen, _ports: reserved, process: None, http, earlier_logs: Vec::new() }
     }
 
     fn config(&self, listen: &BTreeMap<&str, String>) -> String {
