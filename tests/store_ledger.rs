@@ -626,8 +626,12 @@ async fn the_alive_mark_is_kept_and_its_absence_is_not_an_error() {
     let site = Site::new().await;
     let ledger = site.open().await.unwrap();
     assert_eq!(ledger.read_alive().await.unwrap(), None);
-    let mut alive =
-        Alive { at: at(1), resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]), removals_delay: Span::ZERO };
+    let mut alive = Alive {
+        at: at(1),
+        resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]),
+        removals_delay: Span::ZERO,
+        latest: at(0),
+    };
     ledger.write_alive(&alive).await.unwrap();
     alive.at = at(2);
     ledger.write_alive(&alive).await.unwrap();
@@ -963,7 +967,10 @@ async fn sealed_site(seal: &Arc<dyn KeyEncryptionKey>) -> Arc<dyn Store> {
     next.keys[0].private = None;
     ledger.save(Some(&loaded[0]), &next).await.unwrap();
     ledger.register(&[(name("never-made"), ISSUER.to_owned())], at(0)).await.unwrap();
-    ledger.write_alive(&Alive { at: at(3), resumed: BTreeMap::new(), removals_delay: Span::ZERO }).await.unwrap();
+    ledger
+        .write_alive(&Alive { at: at(3), resumed: BTreeMap::new(), removals_delay: Span::ZERO, latest: at(0) })
+        .await
+        .unwrap();
     store
 }
 

@@ -9,6 +9,7 @@ use super::Engine;
 use super::cell::heartbeat_interval;
 use super::reconcile::chain;
 use crate::keyring::outlook::Alarm;
+use crate::keyring::plan::FUTURE_TOLERATED;
 use crate::keyring::record::Journal;
 use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::{Alive, LedgerError};
@@ -35,6 +36,8 @@ impl Engine {
         let written = written.iter().filter(|keyring| keyring.generation > 0).map(|keyring| keyring.written_at).max();
         let recorded = written.map_or(alive.at, |written| written.max(alive.at));
         let reading = self.clock.start_from(recorded);
+        // It went on signing for up to an interval after its last record.
+        self.clock.given_out(recorded.max(alive.latest.min(recorded + FUTURE_TOLERATED)) + self.interval());
         if reading.frozen {
             tracing::error!(recorded = %recorded, "the clock is behind the last recorded time: nothing that waits for time happens until it is right or accepted");
         }
@@ -101,6 +104,7 @@ impl Engine {
             at: reading.now,
             resumed: resumed.collect(),
             removals_delay: Span::from_millis(wait.saturating_sub(boot)),
+            latest: self.clock.latest(),
         };
         let failing = match self.ledger.write_alive(&alive).await {
             Ok(()) => false,

@@ -32,7 +32,7 @@ pub use cell::{Directory, IssuerCell, KeysetCell, Route, RouteKind};
 pub use command::CommandError;
 pub use reconcile::{Rest, chain};
 pub use signing::{Issued, SignFailure};
-pub use snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Wanted};
+pub use snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Stopped, Wanted};
 pub use start::StartError;
 
 /// The most bytes an issuer's JWKS may have (Nimbus reads 50 KB).
@@ -134,6 +134,9 @@ impl Engine {
         let boot = self.clock.boot();
         // Boot time knows how long ago something happened whatever became of the wall clock.
         let past = |at: &Span| reading.now - boot.saturating_sub(*at);
+        // A clock that was accepted since may be far behind what tokens carry; they are valid for nobody yet.
+        let latest = self.clock.latest();
+        let ended = |stopped: &Stopped| past(&stopped.at).max(stopped.latest.min(latest));
         let future = |at: Span| reading.now + at.saturating_sub(boot);
         let wait = self.removals_wait.load(Ordering::Relaxed);
         Facts {
@@ -150,7 +153,7 @@ impl Engine {
                 Wanted::Absent => Desired::Absent,
             },
             published: snapshot.published.iter().map(|(serial, at)| (*serial, past(at))).collect(),
-            stopped: snapshot.stopped.iter().map(|(serial, at)| (*serial, past(at))).collect(),
+            stopped: snapshot.stopped.iter().map(|(serial, stopped)| (*serial, ended(stopped))).collect(),
             resumed_at: if self.is_silent(cell.issuer.policy.load().max_age, boot) {
                 Some(reading.now)
             } else {

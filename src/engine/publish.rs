@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use http::HeaderValue;
 
 use super::cell::{IssuerCell, KeysetCell};
-use super::snapshot::{ActiveKey, JwksDocument, KeysetSnapshot};
+use super::snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Stopped};
 use super::{Engine, Wanted};
 use crate::backend::BackendError;
 use crate::backend::BackendErrorKind;
@@ -82,7 +82,8 @@ impl Engine {
         let retiring = |key: &&Key| key.state == KeyState::Retiring && key.stopped_at.is_none();
         shown.stopped.retain(|serial, _| keyring.key(*serial).is_some_and(|key| retiring(&key)));
         for key in keyring.keys.iter().filter(retiring) {
-            shown.stopped.entry(key.serial).or_insert(boot);
+            let stopped = Stopped { at: boot, latest: self.clock.latest() };
+            shown.stopped.entry(key.serial).or_insert(stopped);
         }
         shown.published.retain(|serial, _| keyring.key(*serial).is_some_and(|key| key.state.is_published()));
         if self.is_open() {

@@ -27,7 +27,8 @@ pub struct Facts<'a> {
     pub desired: Desired<'a>,
     /// Since when this process publishes each key; only keys that an answerable snapshot contains.
     pub published: BTreeMap<Serial, Timestamp>,
-    /// Since when this process cannot sign with each key that is retiring.
+    /// Since when this process cannot sign with each key that is retiring, or the latest time that a token of it may
+    /// carry as `iat`, whichever is later.
     pub stopped: BTreeMap<Serial, Timestamp>,
     /// The issuer's document was served already when this keyset had no key in it.
     pub issuer_served: bool,
@@ -326,8 +327,10 @@ impl<'a> View<'a> {
         keyring.keys.iter().filter(move |key| key.state == state)
     }
 
+    /// A hold does not end by a clock that cannot be trusted.
     fn held(&self) -> bool {
-        is_held(self.keyring.hold.as_ref(), self.facts.now)
+        let hold = self.keyring.hold.as_ref();
+        is_held(hold, self.facts.now) || (self.facts.clock_frozen && hold.is_some())
     }
 
     /// Gone from the configuration and not drained: nothing happens by itself.
@@ -440,7 +443,9 @@ pub fn emergency_successor(keyring: &Keyring, facts: &Facts<'_>) -> Option<(Seri
     let retiring = || in_state(KeyState::Retiring).filter(|key| !key.rolled_back).max_by_key(|key| key.demoted_at);
     let pending = || in_state(KeyState::Pending).min_by_key(|key| key.serial);
     let chosen = standby.or_else(retiring).or_else(pending)?;
-    let seen = chosen.state == KeyState::Retiring || is_propagated(keyring, facts, chosen);
+    // An imported key that was relieved before it ever signed here may be as new to verifiers as a pending one.
+    let signed_here = chosen.state == KeyState::Retiring && chosen.activated_at.is_some();
+    let seen = signed_here || is_propagated(keyring, facts, chosen);
     Some((chosen.serial, !seen))
 }
 

@@ -29,7 +29,8 @@ pub struct Promises {
     /// Policies that were replaced by quicker ones, with the end of their word.
     slower: Vec<Slower>,
     resumed: Option<Timestamp>,
-    longest_life: Span,
+    /// The longest life of a token of each key.
+    longest_life: BTreeMap<Serial, Span>,
 }
 
 struct Slower {
@@ -51,7 +52,7 @@ impl Promises {
             wanted_until: BTreeMap::new(),
             slower: Vec::new(),
             resumed: None,
-            longest_life: life(policy),
+            longest_life: BTreeMap::new(),
         }
     }
 
@@ -66,8 +67,9 @@ impl Promises {
 
     /// It is `now`, and until now the active key signed the longest tokens it may.
     pub fn time_is(&mut self, now: Timestamp, keyring: &Keyring) {
-        self.longest_life = self.longest_life.max(life(&keyring.policy));
         if let Some(active) = keyring.active() {
+            let longest = self.longest_life.entry(active.serial).or_default();
+            *longest = (*longest).max(life(&keyring.policy));
             let until = now + life(&keyring.policy);
             let last = self.live_until.entry(active.serial).or_insert(until);
             *last = (*last).max(until);
@@ -76,10 +78,9 @@ impl Promises {
     }
 
     /// Tokens issued later than `now` are not valid yet for anyone whose clock is right; the others expire as they would.
-    pub fn clock_set_back(&mut self, now: Timestamp, keyring: &Keyring) {
-        let latest = now + self.longest_life;
-        for until in self.live_until.values_mut() {
-            *until = (*until).min(latest);
+    pub fn clock_accepted(&mut self, now: Timestamp, keyring: &Keyring) {
+        for (serial, until) in &mut self.live_until {
+            *until = (*until).min(now + self.longest_life.get(serial).copied().unwrap_or_default());
         }
         self.time_is(now, keyring);
     }

@@ -33,6 +33,8 @@ pub enum Wanted {
 /// A keyset with everything around it.
 pub struct World {
     pub now: Timestamp,
+    /// The latest time given out since somebody vouched for the clock.
+    latest: Timestamp,
     pub keyring: Keyring,
     pub wanted: Wanted,
     pub frozen: bool,
@@ -45,7 +47,8 @@ pub struct World {
     pub creation_works: bool,
     pub destruction_works: bool,
     pub published: BTreeMap<Serial, Timestamp>,
-    pub stopped: BTreeMap<Serial, Timestamp>,
+    /// When each key stopped, and the latest time given out until then.
+    stopped: BTreeMap<Serial, (Timestamp, Timestamp)>,
     backoff: BTreeMap<SlowStep, Timestamp>,
     pub wake: Option<Timestamp>,
     pub promises: Promises,
@@ -68,6 +71,7 @@ impl World {
         let keyring = Keyring::new(Name::parse("default").unwrap(), "lineage".to_owned(), policy.clone(), first, START);
         World {
             now: START,
+            latest: START,
             promises: Promises::new(&policy),
             keyring,
             wanted: Wanted::Policy(Box::new(policy)),
@@ -134,11 +138,30 @@ impl World {
         self
     }
 
-    /// The clock is set back, and somebody vouches for it.
+    /// The clock is set back by less than the guard minds.
     pub fn set_back(&mut self, span: Span) -> &mut Self {
+        self.look();
         self.now = self.now - span;
-        self.promises.clock_set_back(self.now, &self.keyring);
+        self.promises.time_is(self.now, &self.keyring);
         self
+    }
+
+    /// The clock is set back, and somebody vouches for it: what waits for time waits once more, as the engine has it.
+    pub fn set_back_and_accept(&mut self, span: Span) -> &mut Self {
+        self.now = self.now - span;
+        self.latest = self.now;
+        let published = self.keyring.published().map(|key| self.keyring.overlap_of(key));
+        let longest = published.chain([self.keyring.policy.overlap()]).max().unwrap();
+        self.removals_not_before = self.now + longest;
+        self.resumed_at = Some(self.now);
+        self.promises.silence_ended(self.now);
+        self.promises.clock_accepted(self.now, &self.keyring);
+        self
+    }
+
+    /// The clock is read, as for every signature.
+    fn look(&mut self) {
+        self.latest = self.latest.max(self.now);
     }
 
     /// A restart after `downtime` in which nothing was published.
@@ -195,7 +218,11 @@ impl World {
                 Wanted::Absent => Desired::Absent,
             },
             published: self.published.clone(),
-            stopped: self.stopped.clone(),
+            stopped: self
+                .stopped
+                .iter()
+                .map(|(serial, (at, latest))| (*serial, (*at).max(*latest.min(&self.latest))))
+                .collect(),
             resumed_at: self.resumed_at,
             issuer_served: false,
             room: 10u32.saturating_sub(keys + self.neighbours),
@@ -215,8 +242,9 @@ impl World {
         }
         let retiring = |key: &Key| key.state == KeyState::Retiring && key.stopped_at.is_none();
         self.stopped.retain(|serial, _| self.keyring.key(*serial).is_some_and(retiring));
+        self.look();
         for key in self.keyring.keys.iter().filter(|key| retiring(key)) {
-            self.stopped.entry(key.serial).or_insert(now);
+            self.stopped.entry(key.serial).or_insert((now, self.latest));
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Daemon {
     seal: Arc<dyn KeyEncryptionKey>,
     pub declared: Vec<Declared>,
     process: Option<Process>,
+    /// Why the last start was refused, with a store that works.
+    pub refusal: Option<String>,
 }
 
 struct Process {
@@ -96,7 +98,7 @@ impl Daemon {
     pub fn new(clock: Arc<ManualClock>, policy: Policy) -> Daemon {
         let declared = vec![declare(policy)];
         let seal = Arc::new(FileKey::ephemeral());
-        Daemon { store: FaultyStore::new(), clock, seal, declared, process: None }
+        Daemon { store: FaultyStore::new(), clock, seal, declared, process: None, refusal: None }
     }
 
     pub fn runs(&self) -> bool {
@@ -124,7 +126,9 @@ impl Daemon {
                 self.runs()
             }
             Err(error) => {
-                assert!(self.store_is_out(), "the daemon does not start: {error}");
+                if !self.store_is_out() {
+                    self.refusal = Some(error);
+                }
                 false
             }
         }

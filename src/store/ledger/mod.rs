@@ -85,12 +85,15 @@ pub struct Alive {
     /// How much longer removals wait after a long absence, in uptime.
     #[serde(default)]
     pub removals_delay: Span,
+    /// The latest time given to any token until then.
+    #[serde(default)]
+    pub latest: Timestamp,
 }
 
 impl Alive {
     /// For when it is not known: everything that waits after an absence waits.
     pub fn long_ago() -> Self {
-        Alive { at: Timestamp::EPOCH, resumed: BTreeMap::new(), removals_delay: Span::ZERO }
+        Alive { at: Timestamp::EPOCH, resumed: BTreeMap::new(), removals_delay: Span::ZERO, latest: Timestamp::EPOCH }
     }
 }
 
