@@ -17,6 +17,7 @@ use crate::backend::Backend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
+use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Settings, StartError};
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
@@ -162,6 +163,8 @@ impl App {
         engine.schedule();
         let background = CancellationToken::new();
         let beat = tokio::spawn(engine.clone().beat(background.clone()));
+        let fetch = Arc::new(HttpsFetch::default());
+        let probe = tokio::spawn(engine.clone().probe(fetch, background.clone()));
         let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
 
         stop.await;
@@ -172,7 +175,7 @@ impl App {
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
         background.cancel();
-        let _ = tokio::join!(beat, watch);
+        let _ = tokio::join!(beat, probe, watch);
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");

@@ -354,7 +354,8 @@ fn described_operations(description: &Description, tag: &str) -> Vec<String> {
 /// The description names no member that no answer has.
 fn assert_documented_members(it: &Admin, schema: &str, kind: &str) {
     let schema = &it.description.document()["components"]["schemas"][schema];
-    for name in schema["properties"].as_object().unwrap().keys() {
+    // `probes`, of issuers that have some: tests/probes.rs sees all its members move.
+    for name in schema["properties"].as_object().unwrap().keys().filter(|name| *name != "probes") {
         assert!(!it.seen.values(&format!("{kind}.{name}")).is_empty(), "{kind}.{name} is described and never answered");
     }
 }

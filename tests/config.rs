@@ -152,7 +152,22 @@ const BROKEN: &[Broken] = &[
     ("a max_age of zero", &[("[keyset.default]", "max_age = \"0s\"\n[keyset.default]")]),
     ("a max_age of years", &[("[keyset.default]", "max_age = \"9999d\"\n[keyset.default]")]),
     ("discovery nobody knows", &[("[keyset.default]", "discovery = \"full\"\n[keyset.default]")]),
-    ("probes", &[("[keyset.default]", "probes = [\"https://auth.example.com/keys\"]\n[keyset.default]")]),
+    (
+        "probes without encryption, to metadata, given twice, and no URL",
+        &[(
+            "[keyset.default]",
+            "probes = [\"http://auth.example.com/keys\", \"https://169.254.169.254/keys\", \"https://[fe80::1]/keys\", \
+             \"https://a.example.com\", \"https://a.example.com\", \"keys\"]\n[keyset.default]",
+        )],
+    ),
+    (
+        "nine probes",
+        &[(
+            "[keyset.default]",
+            "probes = [\"https://a/1\", \"https://a/2\", \"https://a/3\", \"https://a/4\", \"https://a/5\", \
+             \"https://a/6\", \"https://a/7\", \"https://a/8\", \"https://a/9\"]\n[keyset.default]",
+        )],
+    ),
     // Rotation and tokens
     ("every together with schedule", &[("every = \"30d\"", "every = \"30d\"\nschedule = \"@monthly\"")]),
     (

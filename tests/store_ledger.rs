@@ -48,6 +48,7 @@ fn policy() -> Policy {
             caches: vec![Span::from_secs(300)],
             jwks_paths: vec![],
             discovery: Discovery::Minimal,
+            probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
         backend: "local".to_owned(),
@@ -93,6 +94,7 @@ fn key(keyset: &Name, serial: u64, keys: &DataKeys) -> Key {
         entered_at: at(0),
         created_at: at(0),
         published_at: None,
+        seen_at: None,
         activated_at: None,
         demoted_at: None,
         stopped_at: None,
@@ -631,6 +633,7 @@ async fn the_alive_mark_is_kept_and_its_absence_is_not_an_error() {
         resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]),
         removals_delay: Span::ZERO,
         latest: at(0),
+        sampled: BTreeMap::new(),
     };
     ledger.write_alive(&alive).await.unwrap();
     alive.at = at(2);
@@ -968,7 +971,13 @@ async fn sealed_site(seal: &Arc<dyn KeyEncryptionKey>) -> Arc<dyn Store> {
     ledger.save(Some(&loaded[0]), &next).await.unwrap();
     ledger.register(&[(name("never-made"), ISSUER.to_owned())], at(0)).await.unwrap();
     ledger
-        .write_alive(&Alive { at: at(3), resumed: BTreeMap::new(), removals_delay: Span::ZERO, latest: at(0) })
+        .write_alive(&Alive {
+            at: at(3),
+            resumed: BTreeMap::new(),
+            removals_delay: Span::ZERO,
+            latest: at(0),
+            sampled: BTreeMap::new(),
+        })
         .await
         .unwrap();
     store

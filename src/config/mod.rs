@@ -339,3 +339,13 @@ fn describe_previous(seal: &Seal) -> String {
     named.sort();
     if named.is_empty() { "none".to_owned() } else { named.join(", ") }
 }
+
+/// Whether an address belongs to one network segment (RFC 3927, RFC 4291 §2.5.6), where clouds keep the credentials of
+/// machines, or is one that they use for it elsewhere.
+pub fn is_link_local(address: std::net::IpAddr) -> bool {
+    match address.to_canonical() {
+        std::net::IpAddr::V4(address) => address.is_link_local(),
+        // fd00:ec2::/32 is where AWS serves instance metadata.
+        std::net::IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2],
+    }
+}

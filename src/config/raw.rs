@@ -168,7 +168,7 @@ tables! {
         caches: Vec<Span>,
         jwks_paths: Vec<String>,
         discovery: String,
-        probes: Probes,
+        probes: Vec<String>,
     }
     Defaults {
         rotation: Rotation,
@@ -237,7 +237,6 @@ macro_rules! refused {
 
 refused! {
     MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
-    Probes: "this release has no probes: choose `propagation` and `caches` so that waiting alone suffices";
     AwsKms: "this release has no AWS KMS: use backend = \"local\" with a seal of kind = \"file\"";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where (`file` or \
         `env` of an admin token, `token_file` of a signer client)";

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify, Semaphore};
 
+use super::probes::Probes;
 use super::snapshot::{JwksDocument, KeysetSnapshot};
 use crate::keyring::name::Name;
 use crate::keyring::policy::IssuerPolicy;
@@ -49,6 +50,8 @@ pub struct IssuerCell {
     pub(super) admission: Mutex<()>,
     /// Serialises rendering, so that an older set of keys never replaces a newer one.
     pub(super) rendering: std::sync::Mutex<()>,
+    /// What is served where verifiers fetch.
+    probes: std::sync::Mutex<Probes>,
     /// Boot time at which publication resumed after a silence longer than max_age; negative: none.
     resumed: AtomicI64,
 }
@@ -62,8 +65,14 @@ impl IssuerCell {
             metrics,
             admission: Mutex::new(()),
             rendering: std::sync::Mutex::new(()),
+            probes: std::sync::Mutex::default(),
             resumed: AtomicI64::new(i64::MIN),
         }
+    }
+
+    /// What the issuer's probes show. Held for moments only.
+    pub fn probes(&self) -> std::sync::MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Boot time at which publication resumed; may lie before this boot, then it is negative milliseconds.

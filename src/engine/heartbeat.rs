@@ -50,7 +50,11 @@ impl Engine {
         if gap > longest && !longest.is_zero() {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
+        let boot = self.clock.boot().as_millis();
         for issuer in &self.directory().issuers {
+            if let Some(sampled) = alive.sampled.get(&issuer.url) {
+                issuer.probes().resume(&self.keyrings_of(issuer), *sampled, reading.now, boot);
+            }
             // A frozen clock hides how long the gap was.
             if reading.frozen || gap > issuer.policy.load().max_age {
                 issuer.set_resumed_boot_ms(self.clock.boot().as_millis());
@@ -99,12 +103,17 @@ impl Engine {
             let at = issuer.resumed_boot_ms()?;
             Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - at))))
         });
+        let sampled = directory.issuers.iter().filter_map(|issuer| {
+            let until = issuer.probes().known_until()?;
+            Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - until))))
+        });
         let wait = self.removals_wait.load(Ordering::Relaxed);
         let alive = Alive {
             at: reading.now,
             resumed: resumed.collect(),
             removals_delay: Span::from_millis(wait.saturating_sub(boot)),
             latest: self.clock.latest(),
+            sampled: sampled.collect(),
         };
         let failing = match self.ledger.write_alive(&alive).await {
             Ok(()) => false,

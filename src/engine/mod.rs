@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod command;
 pub mod heartbeat;
+pub mod probes;
 mod publish;
 mod reconcile;
 pub mod scheduler;
@@ -58,6 +59,8 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
+    /// Another configuration was taken.
+    reconfigured: tokio::sync::Notify,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
 }
 
@@ -103,6 +106,7 @@ impl Engine {
             last_beat: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
+            reconfigured: tokio::sync::Notify::new(),
             scheduler: std::sync::Mutex::default(),
         })
     }
@@ -160,6 +164,7 @@ impl Engine {
                 let resumed = cell.issuer.resumed_boot_ms();
                 resumed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot.as_millis() - at)))
             },
+            seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
             issuer_served: self.is_open() && cell.issuer.serves_others(snapshot),
             room: self.room(cell, &snapshot.keyring),
             backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),

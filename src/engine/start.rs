@@ -72,6 +72,7 @@ impl Engine {
         let directory = self.build(known, &current);
         self.directory.store(Arc::new(directory));
         self.take_over(declared).await;
+        self.reconfigured.notify_one();
         Ok(())
     }
 
@@ -198,6 +199,8 @@ impl Engine {
                     Arc::new(IssuerCell::new(policy.clone(), self.metrics.register_issuer(&policy.name)))
                 });
                 issuer.policy.store(Arc::new(policy.clone()));
+                let adopted = known.keyring.policy.issuer.probes == policy.probes;
+                issuer.probes().follow(&policy, adopted, self.clock.boot().as_millis());
                 directory.issuers.push(issuer.clone());
                 issuer
             });

@@ -69,6 +69,7 @@ impl Engine {
         if self.heartbeat_fails() {
             alarms.insert(Alarm::HeartbeatFailed);
         }
+        alarms.extend(cell.issuer.probes().alarms());
         let now = facts.now;
         Sight { outlook, alarms, now, snapshot }
     }

@@ -82,10 +82,12 @@ pub enum Change {
         policy: Box<Policy>,
         first: bool,
     },
-    /// What this process saw: since when keys are published, from when on demoted ones could not sign.
+    /// What this process saw: since when keys are published, from when on demoted ones could not sign, and since when
+    /// probes have shown waiting ones without a gap.
     Observe {
         published: Vec<(Serial, Timestamp)>,
         stopped: Vec<(Serial, Timestamp)>,
+        seen: Vec<(Serial, Option<Timestamp>)>,
     },
     /// A created key joins as pending.
     Add(Box<NewKey>),
@@ -202,7 +204,7 @@ impl Keyring {
         match change {
             Change::AdoptPolicy(policy) => self.adopt(policy, now),
             Change::Restart { policy, first } => self.restart(policy, *first, now),
-            Change::Observe { published, stopped } => self.observe(published, stopped),
+            Change::Observe { published, stopped, seen } => self.observe(published, stopped, seen),
             Change::Add(key) => self.add(key, now),
             Change::Propagated(serials) => self.move_each(serials, KeyEvent::Propagated, "propagated", now),
             Change::Promote { serial, trigger, unpropagated } => {
@@ -225,6 +227,7 @@ impl Keyring {
             Change::Rebase => {
                 for key in &mut self.keys {
                     key.published_at = key.published_at.map(|at| at.min(now));
+                    key.seen_at = key.seen_at.map(|at| at.min(now));
                     key.activated_at = key.activated_at.map(|at| at.min(now));
                 }
                 self.last_promotion_at = self.last_promotion_at.map(|at| at.min(now));
@@ -249,6 +252,10 @@ impl Keyring {
                 until: now + old.rotation.propagation,
             });
         }
+        if policy.issuer.probes != old.issuer.probes {
+            // What other probes showed says nothing about these.
+            self.keys.iter_mut().for_each(|key| key.seen_at = None);
+        }
         let (life, overlap) = (policy.tokens.max_ttl, policy.overlap());
         if let Some(active) = self.keys.iter_mut().find(|key| key.state == KeyState::Active) {
             active.ttl_bound = active.ttl_bound.max(life);
@@ -268,7 +275,12 @@ impl Keyring {
         self.note(now, "restarted", SYSTEM, Some("another issuer was configured for the drained keyset"), [], None);
     }
 
-    fn observe(&mut self, published: &[(Serial, Timestamp)], stopped: &[(Serial, Timestamp)]) {
+    fn observe(
+        &mut self,
+        published: &[(Serial, Timestamp)],
+        stopped: &[(Serial, Timestamp)],
+        seen: &[(Serial, Option<Timestamp>)],
+    ) {
         for &(serial, at) in published {
             self.edit(serial, |key| {
                 key.published_at.get_or_insert(at);
@@ -278,6 +290,9 @@ impl Keyring {
             self.edit(serial, |key| {
                 key.stopped_at.get_or_insert(at);
             });
+        }
+        for &(serial, at) in seen {
+            self.edit(serial, |key| key.seen_at = at);
         }
     }
 
@@ -302,6 +317,7 @@ impl Keyring {
             entered_at: now,
             created_at: now,
             published_at: None,
+            seen_at: None,
             activated_at: None,
             demoted_at: None,
             stopped_at: None,

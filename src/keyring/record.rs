@@ -57,6 +57,9 @@ pub struct Key {
     pub created_at: Timestamp,
     /// First moment an answerable snapshot contained it.
     pub published_at: Option<Timestamp>,
+    /// Since when every sample of every probe has shown it, while it waits; only where the issuer has probes.
+    #[serde(default)]
+    pub seen_at: Option<Timestamp>,
     pub activated_at: Option<Timestamp>,
     /// When a successor took over from it.
     pub demoted_at: Option<Timestamp>,

@@ -10,7 +10,7 @@ use jwksd::keyring::time::{Span, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use crate::world::{Wanted, World, idempotent, import, is_valid, policy, request};
+use crate::world::{Probe, Wanted, World, idempotent, import, is_valid, policy, request};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -20,6 +20,7 @@ enum Event {
     /// By less than the guard minds.
     SetBack(Span),
     SetBackAndAccept(Span),
+    Probe(Probe),
     Restart(Span),
     Frozen(bool),
     CreationWorks(bool),
@@ -65,30 +66,35 @@ fn spans() -> impl Strategy<Value = Span> {
 
 fn policies() -> impl Strategy<Value = Policy> {
     let times = (1i64..600, 0i64..120, 0i64..3600, 0i64..120, 0i64..7200, 1i64..100_000);
-    let rest = (1u32..4, 1i64..3600, any::<bool>(), any::<bool>(), 0i64..600);
-    (times, rest).prop_map(|((max_age, stale, sees_new, skew, slack, gap), (successors, ttl, es384, now, extra))| {
-        let mut made = policy();
-        let secs = Span::from_secs;
-        made.issuer.max_age = secs(max_age);
-        made.issuer.caches = vec![secs(max_age)];
-        made.issuer.stale_if_error = secs(stale);
-        made.rotation.clock_skew = secs(skew);
-        made.rotation.verifiers =
-            vec![Verifier { name: "v".to_owned(), sees_new: secs(sees_new), keeps_old: Some(secs(sees_new)) }];
-        let propagation = secs(max_age + stale + sees_new + skew + slack);
-        made.rotation.propagation = propagation;
-        made.rotation.overlap_extra = secs(extra);
-        made.rotation.successors = successors;
-        made.rotation.bootstrap = if now { Bootstrap::Immediate } else { Bootstrap::Wait };
-        made.tokens.max_ttl = secs(ttl);
-        made.tokens.default_ttl = secs(1);
-        made.algorithm = if es384 { Algorithm::Es384 } else { Algorithm::Es256 };
-        // Long enough that the keys fit into one JWKS.
-        let gap = secs(gap) + made.overlap();
-        made.rotation.schedule = Schedule::Every(propagation + gap);
-        assert!(is_valid(&made), "{made:?}");
-        made
-    })
+    let rest = (1u32..4, 1i64..3600, any::<bool>(), any::<bool>(), 0i64..600, prop::bool::weighted(0.4));
+    (times, rest).prop_map(
+        |((max_age, stale, sees_new, skew, slack, gap), (successors, ttl, es384, now, extra, probed))| {
+            let mut made = policy();
+            let secs = Span::from_secs;
+            if probed {
+                made.issuer.probes = vec!["https://auth.example.com/.well-known/jwks.json".to_owned()];
+            }
+            made.issuer.max_age = secs(max_age);
+            made.issuer.caches = vec![secs(max_age)];
+            made.issuer.stale_if_error = secs(stale);
+            made.rotation.clock_skew = secs(skew);
+            made.rotation.verifiers =
+                vec![Verifier { name: "v".to_owned(), sees_new: secs(sees_new), keeps_old: Some(secs(sees_new)) }];
+            let propagation = secs(max_age + stale + sees_new + skew + slack);
+            made.rotation.propagation = propagation;
+            made.rotation.overlap_extra = secs(extra);
+            made.rotation.successors = successors;
+            made.rotation.bootstrap = if now { Bootstrap::Immediate } else { Bootstrap::Wait };
+            made.tokens.max_ttl = secs(ttl);
+            made.tokens.default_ttl = secs(1);
+            made.algorithm = if es384 { Algorithm::Es384 } else { Algorithm::Es256 };
+            // Long enough that the keys fit into one JWKS.
+            let gap = secs(gap) + made.overlap();
+            made.rotation.schedule = Schedule::Every(propagation + gap);
+            assert!(is_valid(&made), "{made:?}");
+            made
+        },
+    )
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
@@ -115,6 +121,7 @@ fn events() -> impl Strategy<Value = Event> {
         3 => spans().prop_map(Event::Sleep),
         2 => (0i64..500).prop_map(|ms| Event::SetBack(Span::from_millis(ms))),
         1 => spans().prop_map(Event::SetBackAndAccept),
+        2 => prop_oneof![3 => Just(Probe::Shows), 1 => Just(Probe::Misses), 1 => Just(Probe::Fails)].prop_map(Event::Probe),
         2 => spans().prop_map(Event::Restart),
         1 => any::<bool>().prop_map(Event::Frozen),
         1 => any::<bool>().prop_map(Event::CreationWorks),
@@ -136,6 +143,7 @@ fn happen(world: &mut World, event: &Event, number: u64) {
         Event::SetBack(span) => drop(world.set_back(*span)),
         Event::SetBackAndAccept(span) => drop(world.set_back_and_accept(*span)),
         Event::Restart(span) => drop(world.restart(*span)),
+        Event::Probe(probe) => world.probe = *probe,
         Event::Frozen(frozen) => world.frozen = *frozen,
         Event::CreationWorks(works) => world.creation_works = *works,
         Event::DestructionWorks(works) => world.destruction_works = *works,

@@ -10,6 +10,8 @@ use jwksd::keyring::policy::{Bootstrap, Policy};
 use jwksd::keyring::record::{Hold, Key, KeyState, Keyring, Serial};
 use jwksd::keyring::time::{Span, Timestamp};
 
+use crate::world::Probe;
+
 /// Why a keyring was written.
 #[derive(Clone, Debug)]
 pub enum Cause {
@@ -22,6 +24,8 @@ pub struct Promises {
     /// Off for histories that begin with made-up times.
     pub kept: bool,
     published: BTreeMap<Serial, Timestamp>,
+    /// Waiting keys that the probe shows: for how long by now, and when it was asked last.
+    shown: BTreeMap<Serial, (Span, Timestamp)>,
     /// The last instant at which a clock within σ may hold a token of the key for live.
     live_until: BTreeMap<Serial, Timestamp>,
     /// Imported public keys: until when their owner asked for them.
@@ -44,10 +48,11 @@ macro_rules! must {
 }
 
 impl Promises {
-    pub fn new(policy: &Policy) -> Promises {
+    pub fn new() -> Promises {
         Promises {
             kept: true,
             published: BTreeMap::new(),
+            shown: BTreeMap::new(),
             live_until: BTreeMap::new(),
             wanted_until: BTreeMap::new(),
             slower: Vec::new(),
@@ -59,6 +64,34 @@ impl Promises {
     /// Somebody can fetch the key from now on.
     pub fn published(&mut self, serial: Serial, now: Timestamp) {
         self.published.entry(serial).or_insert(now);
+    }
+
+    /// The probe was asked. Time counts between two samples that both showed the key.
+    pub fn sampled(&mut self, serial: Serial, probe: Probe, now: Timestamp) {
+        match probe {
+            Probe::Misses => drop(self.shown.remove(&serial)),
+            Probe::Fails => {
+                if let Some((_, last)) = self.shown.get_mut(&serial) {
+                    *last = Timestamp::MAX;
+                }
+            }
+            Probe::Shows if self.published.contains_key(&serial) => {
+                let (shown, last) = self.shown.entry(serial).or_insert((Span::ZERO, now));
+                *shown = *shown + now.since(*last);
+                *last = now;
+            }
+            Probe::Shows => {}
+        }
+    }
+
+    /// Nobody asks the probe for a while.
+    pub fn unsampled(&mut self) {
+        self.shown.values_mut().for_each(|(_, last)| *last = Timestamp::MAX);
+    }
+
+    /// Other probes are asked from now on.
+    pub fn other_probes(&mut self) {
+        self.shown.clear();
     }
 
     pub fn silence_ended(&mut self, now: Timestamp) {
@@ -216,6 +249,12 @@ impl Promises {
 
     fn is_propagated(&self, keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
         let Some(&published) = self.published.get(&key.serial) else { return false };
+        if !keyring.policy.issuer.probes.is_empty() {
+            let shown = self.shown.get(&key.serial).map_or(Span::ZERO, |(shown, _)| *shown);
+            if shown + Span::SECOND < keyring.policy.rotation.propagation {
+                return false; // A record of what is seen is renewed when it is off by a second.
+            }
+        }
         let words = self.slower.iter().map(|slower| (published + slower.propagation).min(slower.until));
         words.chain([published + keyring.policy.rotation.propagation]).all(|word| word <= now)
     }

@@ -50,6 +50,7 @@ pub fn policy_of(kind: u64) -> Policy {
             caches: vec![secs(max_age)],
             jwks_paths: Vec::new(),
             discovery: Discovery::Off,
+            probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
         backend: "local".to_owned(),

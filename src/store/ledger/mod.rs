@@ -88,12 +88,21 @@ pub struct Alive {
     /// The latest time given to any token until then.
     #[serde(default)]
     pub latest: Timestamp,
+    /// By issuer URL: until when it is known what all its probes show.
+    #[serde(default)]
+    pub sampled: BTreeMap<String, Timestamp>,
 }
 
 impl Alive {
     /// For when it is not known: everything that waits after an absence waits.
     pub fn long_ago() -> Self {
-        Alive { at: Timestamp::EPOCH, resumed: BTreeMap::new(), removals_delay: Span::ZERO, latest: Timestamp::EPOCH }
+        Alive {
+            at: Timestamp::EPOCH,
+            resumed: BTreeMap::new(),
+            removals_delay: Span::ZERO,
+            latest: Timestamp::EPOCH,
+            sampled: BTreeMap::new(),
+        }
     }
 }
 
