@@ -22,7 +22,7 @@ use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::file::FileStore;
 use jwksd::store::ledger::{
-    Alive, Initialisation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
+    Alive, Amended, Initialisation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
 };
 use jwksd::store::memory::MemoryStore;
 use jwksd::store::record::RecordProblem;
@@ -617,8 +617,18 @@ async fn the_journal_of_the_installation_is_kept() {
         kids: BTreeSet::new(),
         detail: None,
     };
-    site.open().await.unwrap().amend_journal(|journal| journal.audit.push(entry.clone())).await.unwrap();
-    assert_eq!(site.open().await.unwrap().installation().journal.audit, [entry]);
+    site.open().await.unwrap().amend_journal(None, |journal, _| journal.audit.push(entry.clone())).await.unwrap();
+    let ledger = site.open().await.unwrap();
+    assert_eq!(ledger.installation().journal.audit, [entry]);
+
+    // A change may be bound to the generation it was decided at.
+    let current = ledger.generation();
+    let note = |journal: &mut Journal, generation| journal.next_seq = generation;
+    let stale = ledger.amend_journal(Some(current - 1), note).await.unwrap();
+    assert_eq!((stale, ledger.generation()), (Amended::MovedOn { current }, current), "nothing was written");
+    let bound = ledger.amend_journal(Some(current), note).await.unwrap();
+    assert_eq!((bound, ledger.generation()), (Amended::At { generation: current + 1 }, current + 1));
+    assert_eq!(ledger.installation().journal.next_seq, current + 1, "the generation that the write made");
 }
 
 #[tokio::test]

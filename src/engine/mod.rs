@@ -10,6 +10,7 @@ pub mod signing;
 pub mod snapshot;
 mod start;
 pub mod view;
+pub mod whole;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub struct Engine {
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
+    /// Held by whoever carries out a request to the daemon as a whole.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What the engine needs to know besides policies.
@@ -104,6 +107,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
             scheduler: std::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
         })
     }
 

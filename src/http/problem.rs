@@ -281,7 +281,7 @@ problem_types! {
     Conflict "conflict" 409 "Conflict"
         "The keyset changed while the request was carried out; read it again and repeat.";
     GenerationMismatch "generation-mismatch" 412 "Generation has moved on"
-        "The keyset is no longer at the generation in If-Match; read it again and decide anew.";
+        "What was to be changed is no longer at the generation in If-Match; read it again and decide anew.";
     BodyTooLarge "body-too-large" 413 "Body too large"
         "A request's body may have at most 64 KiB.";
     UriTooLong "uri-too-long" 414 "URI too long"
