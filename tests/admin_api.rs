@@ -731,6 +731,8 @@ async fn web_pages_and_malformed_requests_are_refused() {
     assert_eq!(post(rotate).json(&large).expect(413).await.slug(), "body-too-large");
     let long = json!({ "reason": "x".repeat(1001) });
     assert_eq!(post(rotate).json(&long).expect(422).await.slug(), "value-not-allowed");
+    let control = json!({ "reason": "\u{1b}[2J" });
+    assert_eq!(post(rotate).json(&control).expect(422).await.slug(), "value-not-allowed");
     for query in ["?history=perhaps", "?histroy=true", "?history=true&history=false"] {
         let call = Call::get(daemon, "admin", &format!("/v1/keysets/default{query}"));
         assert_eq!(call.expect(400).await.slug(), "malformed-request", "{query}");

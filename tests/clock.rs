@@ -83,6 +83,11 @@ async fn an_operator_can_accept_a_stepped_clock() {
         frozen(&daemon, true).await;
         let reason = json!({ "reason": "it was wrong before" });
         let etag = format!("\"{}\"", clock["generation"]);
+        assert!(clock_command(&daemon, &["show"]).await.1.contains("FROZEN"));
+        let (code, unasked) = clock_command(&daemon, &["accept"]).await;
+        assert!(code == 2 && unasked.contains("--yes"), "{unasked}");
+        assert!(clock_command(&daemon, &["accept", "--dry-run"]).await.1.contains("nothing changed"));
+        frozen(&daemon, true).await;
         let answer = once(reason.clone()).header("if-match", &etag).expect(200).await;
         assert_eq!(answer.json()["was_frozen"], true, "{}", answer.text);
         assert_eq!(answer.header("etag"), format!("\"{}\"", answer.json()["generation"]));
@@ -176,6 +181,16 @@ async fn a_machine_that_slept_is_not_mistaken_for_a_stepped_clock_but_for_a_sile
     frozen(&daemon, false).await;
     rotates(&daemon, &before).await;
     assert!(woken.elapsed() >= Duration::from_secs(3), "promoted after {:?}", woken.elapsed());
+}
+
+/// What `jwksd clock …` answers: its exit code and what it prints.
+async fn clock_command(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_jwksd"));
+    command.arg("clock").args(arguments).current_dir(daemon.path("")).env_clear().stdin(std::process::Stdio::null());
+    command.args(["--server", daemon.address("admin"), "--token-file", "admin.token"]).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), text.into_owned())
 }
 
 /// A daemon whose wall clock differs by `offset` seconds from the real one.

@@ -484,6 +484,11 @@ fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
             let detail = format!("reason may have at most {REASON_MAX} characters.");
             Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
         }
+        // Logs and terminals show it.
+        Some(reason) if reason.contains(|c: char| c.is_control() && c != '\n' && c != '\t') => {
+            let detail = "reason may not contain control characters.";
+            Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
+        }
         reason => Ok(reason.filter(|reason| !reason.trim().is_empty())),
     }
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger};
+use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger, stored_bytes};
 use super::jwk::Kid;
 use super::plan::{Blocker, Desired, Facts, emergency_successor, is_held, next_standby};
 use super::record::{Answered, Hold, Journal, Key, KeyState, Keyring, Origin, Revocation, Serial};
@@ -12,6 +12,9 @@ use super::time::{Span, Timestamp};
 
 /// Idempotency keys remembered per keyset at one time.
 pub const ANSWERED_KEPT: usize = 1000;
+
+/// Bytes that remembered answers may take in a record.
+const ANSWERED_BYTES: usize = 3 * 1024 * 1024;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +164,7 @@ pub enum Refusal {
     Degraded,
     #[error("the keyset is not in the configuration: add it again, or drain it")]
     Absent,
-    #[error("the clock cannot be trusted now: correct it, or accept it with `POST /v1/clock/accept`")]
+    #[error("the clock cannot be trusted now: correct it, or accept it: `jwksd clock accept`")]
     ClockFrozen,
     #[error("there is nothing to roll back to: {reason}")]
     NothingToRollBack { reason: &'static str },
@@ -231,15 +234,20 @@ impl Journal {
     pub fn remember(&mut self, idempotency: Option<&Idempotency>, answer: Value, now: Timestamp) {
         let Some(idempotency) = idempotency else { return };
         self.tidy(now);
-        // Nobody makes so many calls by hand; the oldest answers give way.
-        let surplus = (self.answered.len() + 1).saturating_sub(ANSWERED_KEPT);
-        self.answered.drain(..surplus);
         self.answered.push(Answered {
             key: idempotency.key.clone(),
             fingerprint: idempotency.fingerprint.clone(),
             at: now,
             answer,
         });
+        // Nobody makes so many calls by hand; the oldest answers give way.
+        let mut bytes = 0;
+        let fitting = self.answered.iter().rev().take(ANSWERED_KEPT).take_while(|answered| {
+            bytes += stored_bytes(answered);
+            bytes <= ANSWERED_BYTES
+        });
+        let surplus = self.answered.len() - fitting.count();
+        self.answered.drain(..surplus);
     }
 }
 
@@ -449,7 +457,8 @@ impl Draft<'_> {
     fn import(&mut self, imported: &ImportedKey) -> Result<Effect, Refusal> {
         let refuse = |reason: String| Err(Refusal::ImportRefused { reason });
         let same = |key: &&Key| key.kid == imported.key.kid || key.public == imported.key.public;
-        if self.before.keys.iter().any(|key| same(&key)) {
+        let banned = self.before.has_revoked(&imported.key.kid, &imported.key.public);
+        if banned || self.before.keys.iter().any(|key| same(&key)) {
             return Err(Refusal::AlreadyImported { kid: imported.key.kid.clone() });
         }
         if self.before.drained {
