@@ -80,7 +80,10 @@ impl Engine {
                 imported.key.private = Some(handle);
             }
         }
-        let facts = self.facts(cell, &snapshot);
+        let mut facts = self.facts(cell, &snapshot);
+        if let Intent::Import(imported) = &request.intent {
+            facts.room = u32::from(self.has_room_for(cell, &imported.key));
+        }
         let (next, outcome) = match decide(&snapshot.keyring, &facts, &request)? {
             Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(outcome),
             Decision::Write { next, outcome } => (*next, outcome),

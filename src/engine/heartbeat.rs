@@ -78,6 +78,7 @@ impl Engine {
                 self.clock_changed(frozen, reading.now);
             }
             self.pulse().await;
+            self.revive();
         }
     }
 
