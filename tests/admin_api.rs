@@ -889,6 +889,29 @@ async fn a_reload_takes_what_is_valid_and_keeps_what_runs_otherwise() {
 }
 
 #[tokio::test]
+async fn a_restart_does_not_make_caches_forget_that_an_issuer_was_served_without_a_first_key() {
+    let twin = |name: &str| format!("[keyset.{name}]\nissuer = \"twins\"\nalgorithm = \"EdDSA\"\n");
+    let twins = "[issuer.twins]\nurl = \"https://issuer.example.test/twins\"\nmax_age = \"1h\"\n";
+    let mut it = Admin::start(ONE).await;
+    let added = it.reload(|text| format!("{text}\n{twins}{}{}", twin("left"), twin("right"))).await;
+    assert_eq!(added.status, 200, "{}", added.text);
+    let sight = async |it: &Admin| {
+        let (left, right) = (look(&it.daemon, "left").await, look(&it.daemon, "right").await);
+        let published = |twin: &Value| {
+            let keys = twin["keys"].as_array().unwrap();
+            !keys.is_empty() && keys.iter().all(|key| !key["published_at"].is_null())
+        };
+        (published(&left) && published(&right)).then(|| [left["active_kid"].clone(), right["active_kid"].clone()])
+    };
+    let before = eventually("both to be published", PATIENCE, async || sight(&it).await).await;
+    assert!(before.contains(&Value::Null), "one came second, and somebody may hold a document without it: {before:?}");
+    it.daemon.kill9().await;
+    it.daemon.restart().await;
+    let after = eventually("both to be published", PATIENCE, async || sight(&it).await).await;
+    assert_eq!(after, before, "it still waits");
+}
+
+#[tokio::test]
 async fn the_audit_log_is_read_page_by_page_and_says_who_did_what_and_why() {
     let mut it = Admin::start(&format!("{ONE}{OTHERS}")).await;
     let mut after: Option<String> = None;

@@ -562,7 +562,7 @@ mod tests {
         let keys = DataKeys::ephemeral("one");
         let long = "x".repeat(LONGEST_RECORD);
         let error = seal_record(LOCATION, &header(), &long, &keys).unwrap_err();
-        assert!(matches!(error.problem, RecordProblem::TooLong { .. }));
+        assert!(matches!(error.problem, RecordProblem::WouldBeTooLong { .. }));
         let spaces = " ".repeat(LONGEST_RECORD + 1);
         assert!(matches!(problem(spaces.as_bytes(), &keys), RecordProblem::TooLong { .. }));
     }
