@@ -893,7 +893,8 @@ async fn a_restart_does_not_make_caches_forget_that_an_issuer_was_served_without
     let twin = |name: &str| format!("[keyset.{name}]\nissuer = \"twins\"\nalgorithm = \"EdDSA\"\n");
     let twins = "[issuer.twins]\nurl = \"https://issuer.example.test/twins\"\nmax_age = \"1h\"\n";
     let mut it = Admin::start(ONE).await;
-    let added = it.reload(|text| format!("{text}\n{twins}{}{}", twin("left"), twin("right"))).await;
+    let tables = format!("{twins}{}{}", twin("left"), twin("right"));
+    let added = it.reload(|text| format!("{text}\n{tables}")).await;
     assert_eq!(added.status, 200, "{}", added.text);
     let sight = async |it: &Admin| {
         let (left, right) = (look(&it.daemon, "left").await, look(&it.daemon, "right").await);
@@ -906,6 +907,7 @@ async fn a_restart_does_not_make_caches_forget_that_an_issuer_was_served_without
     let before = eventually("both to be published", PATIENCE, async || sight(&it).await).await;
     assert!(before.contains(&Value::Null), "one came second, and somebody may hold a document without it: {before:?}");
     it.daemon.kill9().await;
+    it.daemon.add_tables(&tables);
     it.daemon.restart().await;
     let after = eventually("both to be published", PATIENCE, async || sight(&it).await).await;
     assert_eq!(after, before, "it still waits");
