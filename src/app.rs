@@ -51,6 +51,8 @@ pub enum AppError {
     Start(Vec<StartError>),
     #[error("{} is not initialised: run `jwksd init`, or set [store] initialise = \"if-empty\"", .path.display())]
     NotInitialised { path: PathBuf },
+    #[error("a listener ended by itself; the log says why")]
+    ListenerEnded,
     #[error("the process cannot be told to stop: {0}")]
     Signals(std::io::Error),
 }
@@ -162,12 +164,24 @@ impl App {
         engine.opened().await;
         engine.schedule();
         let background = CancellationToken::new();
-        let beat = tokio::spawn(engine.clone().beat(background.clone()));
-        let fetch = Arc::new(HttpsFetch::default());
-        let probe = tokio::spawn(engine.clone().probe(fetch, background.clone()));
-        let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
+        let (supervisor, cancel) = (engine.supervisor.clone(), background.clone());
+        let (beating, watching) = (engine.clone(), reloader.clone());
+        let beat = supervisor.clone().keep("heartbeat", cancel.clone(), move || beating.clone().beat(cancel.clone()));
+        let (probing, fetch, cancel) = (engine.clone(), Arc::new(HttpsFetch::default()), background.clone());
+        let probe = supervisor
+            .clone()
+            .keep("probes", cancel.clone(), move || probing.clone().probe(fetch.clone(), cancel.clone()));
+        let cancel = background.clone();
+        let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
+        let (beat, probe, watch) = (tokio::spawn(beat), tokio::spawn(probe), tokio::spawn(watch));
 
-        stop.await;
+        let broken = tokio::select! {
+            () = &mut stop => false,
+            _ = serving.join_next() => {
+                tracing::error!("a listener ended by itself: the process ends, to be started again");
+                true
+            }
+        };
         stopping.store(true, Ordering::Relaxed);
         let shutdown_delay = reloader.shutdown_delay().await;
         tracing::info!(delay = %shutdown_delay, "stopping: unready, still serving");
@@ -179,7 +193,7 @@ impl App {
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");
-        Ok(())
+        if broken { Err(AppError::ListenerEnded) } else { Ok(()) }
     }
 }
 

@@ -10,9 +10,8 @@ use super::cell::heartbeat_interval;
 use super::reconcile::chain;
 use crate::keyring::outlook::Alarm;
 use crate::keyring::plan::FUTURE_TOLERATED;
-use crate::keyring::record::Journal;
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::{Alive, LedgerError};
+use crate::store::ledger::Alive;
 
 impl Engine {
     /// Takes over what the last run recorded: the time it was last alive, silences and delays that still count.
@@ -86,6 +85,7 @@ impl Engine {
                 self.clock_changed(frozen, reading.now);
             }
             self.pulse().await;
+            self.revive();
         }
     }
 
@@ -139,17 +139,8 @@ impl Engine {
         self.heartbeat_failing.load(Ordering::Relaxed)
     }
 
-    /// An operator accepts the clock as it is. The audit entry is durable before anything moves.
-    ///
-    /// # Errors
-    /// The installation's record could not be written; the clock stays frozen.
-    pub async fn accept_clock(&self, actor: &str, reason: Option<&str>) -> Result<Timestamp, LedgerError> {
-        let at = self.clock.clock().wall();
-        let note = |journal: &mut Journal| {
-            journal.note(at, "clock-accept", actor, reason, [], None);
-            journal.tidy(at);
-        };
-        self.ledger.amend_journal(note).await?;
+    /// Takes the clock as it is for right.
+    pub(super) fn thaw(&self) -> Timestamp {
         let reading = self.clock.accept();
         // How much time really passed nobody knows: what waits for time waits once more.
         let boot = self.clock.boot();
@@ -158,19 +149,7 @@ impl Engine {
             issuer.set_resumed_boot_ms(boot.as_millis());
         }
         self.clock_changed(false, reading.now);
-        Ok(reading.now)
-    }
-
-    /// Writes down that an operator had the configuration re-read; the reload has happened whatever becomes of this.
-    pub async fn note_reload(&self, actor: &str, reason: Option<&str>) {
-        let at = self.clock.now();
-        let note = |journal: &mut Journal| {
-            journal.note(at, "reload", actor, reason, [], None);
-            journal.tidy(at);
-        };
-        if let Err(error) = self.ledger.amend_journal(note).await {
-            tracing::error!(error = %chain(&error), "the reload could not be written into the audit log");
-        }
+        reading.now
     }
 
     /// Whether the configuration on disk is the one that runs.

@@ -10,7 +10,9 @@ pub mod scheduler;
 pub mod signing;
 pub mod snapshot;
 mod start;
+pub mod supervise;
 pub mod view;
+pub mod whole;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use arc_swap::ArcSwap;
 use crate::backend::local::ImportPrivate;
 use crate::backend::{Backend, KeyIdentity, StoredKey};
 use crate::clock::TrustedClock;
+use crate::keyring::change::NewKey;
+use crate::keyring::jwk::PublishedEntry;
 use crate::keyring::name::Name;
 use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX};
 use crate::keyring::policy::Policy;
@@ -62,6 +66,10 @@ pub struct Engine {
     /// Another configuration was taken.
     reconfigured: tokio::sync::Notify,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
+    /// Watches this process's background tasks.
+    pub supervisor: Arc<supervise::Supervisor>,
+    /// Held by whoever carries out a request to the daemon as a whole.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What the engine needs to know besides policies.
@@ -108,6 +116,8 @@ impl Engine {
             unconfirmed: AtomicBool::new(true),
             reconfigured: tokio::sync::Notify::new(),
             scheduler: std::sync::Mutex::default(),
+            supervisor: Arc::default(),
+            turn: tokio::sync::Mutex::default(),
         })
     }
 
@@ -165,10 +175,23 @@ impl Engine {
                 resumed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot.as_millis() - at)))
             },
             seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
-            issuer_served: self.is_open() && cell.issuer.serves_others(snapshot),
+            issuer_served: self.is_issuer_served(cell, snapshot),
             room: self.room(cell, &snapshot.keyring),
             backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),
         }
+    }
+
+    /// Whether somebody may hold a document of the issuer in which this keyset has no key. Asked only where a first key
+    /// might sign at once. A restart does not make caches forget: that a key of another keyset was published is recorded.
+    fn is_issuer_served(&self, cell: &KeysetCell, snapshot: &KeysetSnapshot) -> bool {
+        let keyring = &snapshot.keyring;
+        if !keyring.first || keyring.active().is_some() || keyring.last_promotion_at.is_some() {
+            return self.is_open() && cell.issuer.serves_others(snapshot);
+        }
+        let directory = self.directory();
+        let mut others = directory.keysets_of(&cell.issuer).filter(|other| other.name != cell.name);
+        (self.is_open() && cell.issuer.serves_others(snapshot))
+            || others.any(|other| other.snapshot.load().keyring.keys.iter().any(|key| key.published_at.is_some()))
     }
 
     /// How many more keys the issuer's JWKS can take, by number and by bytes.
@@ -178,6 +201,13 @@ impl Engine {
         let spare = JWKS_BYTES_MAX.saturating_sub(document.body.len());
         let by_bytes = spare / keyring.policy.algorithm.jwk_bytes();
         by_number.min(u32::try_from(by_bytes).unwrap_or(u32::MAX))
+    }
+
+    /// Whether this very key still fits: an imported one may be of another kind than the keyset's, and have a long kid.
+    fn has_room_for(&self, cell: &KeysetCell, key: &NewKey) -> bool {
+        let Some(document) = cell.issuer.document.load_full() else { return true };
+        let entry = PublishedEntry { kid: &key.kid, algorithm: key.algorithm, public: &key.public };
+        document.keys < JWKS_KEYS_MAX && document.body.len() + entry.bytes() < JWKS_BYTES_MAX
     }
 
     fn stored_key(&self, keyring: &Keyring, key: &Key) -> Option<StoredKey> {

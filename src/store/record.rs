@@ -76,7 +76,7 @@ pub fn seal_record<B: Serialize>(
     let mut bytes = serde_json::to_vec_pretty(&envelope).map_err(|error| unwritable(error.to_string()))?;
     bytes.push(b'\n');
     if bytes.len() > LONGEST_RECORD {
-        return Err(RecordError::new(location, RecordProblem::TooLong { bytes: bytes.len() }));
+        return Err(RecordError::new(location, RecordProblem::WouldBeTooLong { bytes: bytes.len() }));
     }
     Ok(bytes)
 }
@@ -135,6 +135,11 @@ pub enum RecordProblem {
     Malformed { line: usize, column: usize },
     #[error("is {bytes} bytes long, more than any record may be: restore it, see docs/restore.md")]
     TooLong { bytes: usize },
+    #[error(
+        "would become {bytes} bytes long, and no record may be longer than {LONGEST_RECORD}: nothing was written, what is \
+         stored is intact. Shorten what the configuration says of it, and report this: no other part of a record should grow so far"
+    )]
+    WouldBeTooLong { bytes: usize },
     #[error(
         "holds the {found}, not the {expected}: files were swapped; put each back in its place or restore them, see \
          docs/restore.md"
@@ -253,6 +258,11 @@ impl RecordError {
 }
 
 impl RecordProblem {
+    /// Whether it was met while writing: what is stored is as it was.
+    pub fn is_of_writing(&self) -> bool {
+        matches!(self, RecordProblem::WouldBeTooLong { .. } | RecordProblem::Unwritable { .. })
+    }
+
     /// Only the place: the text around an error may be something that must not be shown.
     fn malformed(error: &serde_json::Error) -> Self {
         RecordProblem::Malformed { line: error.line(), column: error.column() }
@@ -552,7 +562,7 @@ mod tests {
         let keys = DataKeys::ephemeral("one");
         let long = "x".repeat(LONGEST_RECORD);
         let error = seal_record(LOCATION, &header(), &long, &keys).unwrap_err();
-        assert!(matches!(error.problem, RecordProblem::TooLong { .. }));
+        assert!(matches!(error.problem, RecordProblem::WouldBeTooLong { .. }));
         let spaces = " ".repeat(LONGEST_RECORD + 1);
         assert!(matches!(problem(spaces.as_bytes(), &keys), RecordProblem::TooLong { .. }));
     }

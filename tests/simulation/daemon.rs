@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::engine::whole::WholeRequest;
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, Rest, Settings};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
@@ -241,7 +242,9 @@ impl Daemon {
     pub async fn accept_clock(&mut self) {
         let engine = self.engine().unwrap().clone();
         engine.clock.read();
-        engine.accept_clock("sim", None).await.unwrap();
+        let (actor, reason, idempotency) = ("sim".to_owned(), None, None);
+        let request = WholeRequest { actor, reason, dry_run: false, if_generation: None, idempotency };
+        engine.accept_clock(&request).await.unwrap();
     }
 
     /// The token and the lives it says of itself are the application's business.

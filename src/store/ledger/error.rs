@@ -84,8 +84,8 @@ impl LedgerError {
     /// Whether what is stored cannot be trusted: somebody else wrote, changed, removed or put back a record.
     pub fn is_distrust(&self) -> bool {
         match self {
+            LedgerError::Record(error) => !error.problem.is_of_writing(),
             LedgerError::Store(StoreError::Conflict { .. })
-            | LedgerError::Record(_)
             | LedgerError::Missing { .. }
             | LedgerError::Unlisted { .. }
             | LedgerError::InstallationLost { .. }

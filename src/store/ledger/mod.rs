@@ -65,6 +65,15 @@ pub enum Settled {
     NotWritten,
 }
 
+/// What became of a change to the installation's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amended {
+    /// It is stored; the record has this generation now.
+    At { generation: u64 },
+    /// Nothing was written: the record had left the expected generation.
+    MovedOn { current: u64 },
+}
+
 /// A keyset as the installation knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
@@ -203,9 +212,19 @@ impl Ledger {
         .await
     }
 
-    /// Changes the journal of the installation. `amend` may be repeated when the write has to be.
-    pub async fn amend_journal(&self, amend: impl Fn(&mut Journal)) -> Result<(), LedgerError> {
-        self.change(|installation| amend(&mut installation.journal)).await
+    /// Generation of the installation's record as it was last read or written; it grows by one per change.
+    pub fn generation(&self) -> u64 {
+        self.installation.load().position.generation
+    }
+
+    /// Changes the journal of the installation, if its record still is at the generation `expected` (`None`: whichever it
+    /// is). `amend` gets the generation that the write makes.
+    pub async fn amend_journal(
+        &self,
+        expected: Option<u64>,
+        amend: impl Fn(&mut Journal, u64),
+    ) -> Result<Amended, LedgerError> {
+        self.change_at(expected, |installation, generation| amend(&mut installation.journal, generation)).await
     }
 
     /// The keyring of a registered keyset; `None` only if it was never written. It is authentic, of this keyset and
@@ -315,16 +334,30 @@ impl Ledger {
 
     /// Applies `change` to the installation and stores the result, unless nothing changed.
     async fn change(&self, change: impl Fn(&mut Installation)) -> Result<(), LedgerError> {
+        self.change_at(None, |installation, _| change(installation)).await.map(|_| ())
+    }
+
+    /// As [`change`](Self::change), unless the record has left the generation `expected`.
+    async fn change_at(
+        &self,
+        expected: Option<u64>,
+        change: impl Fn(&mut Installation, u64),
+    ) -> Result<Amended, LedgerError> {
         let mut certainty = self.changing.lock().await;
         if *certainty == Certainty::Unknown {
             self.installation.store(Arc::new(self.read_installation().await?));
             *certainty = Certainty::Certain;
         }
         let stored = self.installation.load_full();
+        let current = stored.position.generation;
+        if expected.is_some_and(|expected| expected != current) {
+            return Ok(Amended::MovedOn { current });
+        }
         let mut next = (*stored.body).clone();
-        change(&mut next);
+        let generation = current.saturating_add(1);
+        change(&mut next, generation);
         if next == *stored.body {
-            return Ok(());
+            return Ok(Amended::At { generation: current });
         }
         let (bytes, position) = prepare_installation(self.store.as_ref(), &stored.position, &next, &self.keys)?;
         let replaced = self.store.replace(&Document::Installation, Some(stored.position.digest), &bytes).await;
@@ -335,11 +368,11 @@ impl Ledger {
             *certainty = Certainty::Certain;
             let written = found.position.digest == position.digest;
             self.installation.store(Arc::new(found));
-            return if written { Ok(()) } else { Err(error.into()) };
+            return if written { Ok(Amended::At { generation }) } else { Err(error.into()) };
         }
         let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position).await;
         self.installation.store(Arc::new(StoredInstallation { body: Arc::new(next), position, mark }));
-        Ok(())
+        Ok(Amended::At { generation })
     }
 
     async fn read_installation(&self) -> Result<StoredInstallation, LedgerError> {
