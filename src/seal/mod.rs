@@ -10,8 +10,9 @@ use zeroize::Zeroizing;
 /// A key-encryption key. Its only use is to wrap and unwrap data keys.
 #[async_trait]
 pub trait KeyEncryptionKey: Send + Sync + 'static {
-    /// Names the key in records and messages; never secret. Stable for the life of the key.
-    fn id(&self) -> String;
+    /// Names the key in records and messages; never secret. Stable for the life of the key. A key that is configured by
+    /// a name which can move (an alias) has to be asked which one it is: that may fail as `Unavailable`.
+    async fn id(&self) -> Result<String, SealError>;
 
     /// Encrypts `plaintext` (a data key) and binds it to `context`.
     async fn wrap(&self, context: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError>;
