@@ -3,6 +3,7 @@
 mod access;
 mod reload;
 mod storage;
+mod unseal;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,14 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
-use crate::backend::local::{ImportPrivate, LocalBackend};
+use crate::backend::local::{ImportPrivate, LateDataKeys, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
-use crate::engine::{Declared, Engine, Settings, StartError};
+use crate::engine::{Declared, Engine, Records, Settings, StartError};
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
@@ -25,7 +27,7 @@ use crate::http::ops::OpsState;
 use crate::http::signer::SignerState;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::{Ledger, LedgerError};
+use crate::store::ledger::LedgerError;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
@@ -50,6 +52,8 @@ pub enum AppError {
     Start(Vec<StartError>),
     #[error("{} is not initialised: run `jwksd init`, or set [store] initialise = \"if-empty\"", .path.display())]
     NotInitialised { path: PathBuf },
+    #[error("the start was aborted")]
+    Aborted(#[source] tokio::task::JoinError),
     #[error("the process cannot be told to stop: {0}")]
     Signals(std::io::Error),
 }
@@ -64,6 +68,10 @@ pub struct App {
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
+    /// The seal lives elsewhere and is opened while the daemon runs.
+    sealed: Option<unseal::Sealed>,
+    /// Something that the daemon needs is not on this machine.
+    remote: bool,
 }
 
 struct Bound {
@@ -75,6 +83,9 @@ struct Bound {
 
 /// How requests get at most this long to finish after a listener stopped accepting (DESIGN §10).
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long listeners stay closed at most for what is not on this machine (DESIGN §5).
+const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Where the daemon keeps its state.
 pub enum Storage {
@@ -93,17 +104,22 @@ impl App {
         let sockets = bind_all(&config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let trusted = Arc::new(TrustedClock::new(clock, tolerance(&config)));
-        let (ledger, variables) = match storage {
+        let (opened, variables) = match storage {
             Storage::Configured => (storage::open(&config, trusted.now()).await?, access::process_environment()),
             Storage::Memory { admin_token } => {
                 let fixed: access::Environment = Arc::new(move |_| Some(admin_token.clone()));
-                (storage::memory(trusted.now()).await?, fixed)
+                (storage::Opened::Ledger(storage::memory(trusted.now()).await?), fixed)
             }
         };
         let metrics = Arc::new(Metrics::new());
         metrics.set_config_last_reload_successful(true);
-        let engine = wire(&config, ledger, trusted, metrics);
-        engine.configure(&declared(&loaded)).await.map_err(AppError::Start)?;
+        let declared = declared(&loaded);
+        let (engine, sealed) = wire(&config, opened, trusted, metrics, &declared);
+        match &sealed {
+            None => engine.configure(&declared).await,
+            Some(_) => engine.configure_sealed(&declared).await,
+        }
+        .map_err(AppError::Start)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded));
@@ -128,7 +144,8 @@ impl App {
             };
             listeners.push(Bound { name, listener: socket, router, tls });
         }
-        Ok(App { engine, listeners, stopping, reloader })
+        let remote = sealed.is_some();
+        Ok(App { engine, listeners, stopping, reloader, sealed, remote })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -142,11 +159,22 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, listeners, stopping, reloader } = self;
+        let App { engine, listeners, stopping, reloader, sealed, remote } = self;
         let mut stop = std::pin::pin!(stop);
+        let failed = Arc::new(Notify::new());
+        let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone()));
+        let mut still_starting = false;
+        let open_anyway = async {
+            match remote {
+                true => _ = tokio::time::timeout(OPEN_WITHIN, failed.notified()).await,
+                false => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            done = first_pass(&engine) => done?,
+            done = &mut starting => done.map_err(AppError::Aborted)??,
+            () = open_anyway => still_starting = true,
             () = &mut stop => {
+                starting.abort();
                 engine.stop().await;
                 return Ok(());
             }
@@ -159,14 +187,16 @@ impl App {
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }
         engine.opened().await;
-        engine.schedule();
+        if !engine.is_sealed() {
+            engine.schedule();
+        }
         let background = CancellationToken::new();
         let beat = tokio::spawn(engine.clone().beat(background.clone()));
         let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
 
-        stop.await;
+        let refused = stopped_or_refused(stop, still_starting.then_some(starting)).await;
         stopping.store(true, Ordering::Relaxed);
-        let shutdown_delay = reloader.shutdown_delay().await;
+        let shutdown_delay = if refused.is_ok() { reloader.shutdown_delay().await } else { Span::ZERO };
         tracing::info!(delay = %shutdown_delay, "stopping: unready, still serving");
         tokio::time::sleep(shutdown_delay.to_std()).await;
         shutdown.cancel();
@@ -176,7 +206,7 @@ impl App {
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");
-        Ok(())
+        refused
     }
 }
 
@@ -192,26 +222,62 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
     })
 }
 
-/// The first reconcile: active keys and all successors, or the first failure of each keyset. Then it opens.
-async fn first_pass(engine: &Arc<Engine>) -> Result<(), AppError> {
-    match engine.ledger().read_alive().await {
-        Ok(alive) => engine.resume_from(alive.as_ref()),
-        Err(error) => {
-            tracing::warn!(error = %crate::engine::chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
-            engine.resume_from(Some(&crate::store::ledger::Alive::long_ago()));
-        }
+/// What comes before the ordinary life: the seal opens, and all keysets are reconciled once: active keys and all
+/// successors, or the first failure of each keyset. If the listeners opened meanwhile, the scheduler does the latter.
+async fn start(engine: Arc<Engine>, sealed: Option<unseal::Sealed>, failed: Arc<Notify>) -> Result<(), AppError> {
+    match sealed {
+        Some(sealed) => sealed.unseal(&engine, &failed).await?,
+        None => engine.resume().await,
     }
-    engine.reconcile_all().await;
-    engine.confirm_created().await?;
+    if !engine.is_open() {
+        engine.reconcile_all().await;
+        engine.confirm_created().await?;
+    }
+    if engine.is_open() {
+        engine.schedule();
+    }
     Ok(())
 }
 
-fn wire(config: &Config, ledger: Ledger, clock: Arc<TrustedClock>, metrics: Arc<Metrics>) -> Arc<Engine> {
-    let ledger = Arc::new(ledger);
-    let local = Arc::new(LocalBackend::new(ledger.keys()));
+/// Waits for the end. A start that was still under way when the listeners opened may yet be refused.
+async fn stopped_or_refused(
+    mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+    starting: Option<JoinHandle<Result<(), AppError>>>,
+) -> Result<(), AppError> {
+    if let Some(mut starting) = starting {
+        tokio::select! {
+            done = &mut starting => done.map_err(AppError::Aborted)??,
+            () = &mut stop => {
+                starting.abort();
+                return Ok(());
+            }
+        }
+    }
+    stop.await;
+    Ok(())
+}
+
+fn wire(
+    config: &Config,
+    opened: storage::Opened,
+    clock: Arc<TrustedClock>,
+    metrics: Arc<Metrics>,
+    declared: &[Declared],
+) -> (Arc<Engine>, Option<unseal::Sealed>) {
+    let data_keys = Arc::new(LateDataKeys::default());
+    let local = Arc::new(LocalBackend::new(data_keys.clone()));
     let backends: [Arc<dyn Backend>; 1] = [local.clone()];
     let importer: Arc<dyn ImportPrivate> = local;
-    Engine::new(clock, ledger, backends, Some(importer), metrics, settings(config))
+    let (records, sealed) = match opened {
+        storage::Opened::Ledger(ledger) => {
+            data_keys.arrive(ledger.keys());
+            (Records::Authenticated(Arc::new(ledger)), None)
+        }
+        storage::Opened::Sealed(claims, unsealing) => {
+            (Records::Sealed(claims), Some(unseal::Sealed { unsealing, data_keys, declared: declared.to_vec() }))
+        }
+    };
+    (Engine::new(clock, records, backends, Some(importer), metrics, settings(config)), sealed)
 }
 
 fn settings(config: &Config) -> Settings {

@@ -11,7 +11,7 @@ use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::Store;
 use crate::store::file::FileStore;
-use crate::store::ledger::{Initialisation, Ledger, SealEvidence};
+use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Unauthenticated};
 use crate::store::memory::MemoryStore;
 
 /// What an initialisation made.
@@ -23,8 +23,35 @@ pub struct Initialised {
     pub already: bool,
 }
 
-/// Opens what is initialised; initialises what is empty where the configuration allows it.
-pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Ledger, AppError> {
+/// A store as it is found at a start.
+pub(super) enum Opened {
+    /// Everything can be authenticated.
+    Ledger(Ledger),
+    /// The seal lives elsewhere and has not been asked yet.
+    Sealed(Unauthenticated, Unsealing),
+}
+
+/// What opens a store whose seal lives elsewhere; may be tried again and again.
+pub(super) struct Unsealing {
+    store: Arc<dyn Store>,
+    keys: Vec<Arc<dyn KeyEncryptionKey>>,
+    /// Nothing is initialised, and that may be done.
+    initialise: bool,
+}
+
+impl Unsealing {
+    /// Opens the store, or initialises it; continues what an earlier attempt began.
+    pub async fn attempt(&self, now: Timestamp) -> Result<Ledger, LedgerError> {
+        let Some(primary) = self.keys.first().filter(|_| self.initialise) else {
+            return Ledger::open(self.store.clone(), &self.keys).await;
+        };
+        let seal = async || Ok(primary.clone());
+        Ledger::initialise(self.store.clone(), SealEvidence::Unknown, seal, now).await
+    }
+}
+
+/// Opens what is initialised; initialises what is empty where the configuration allows it. Asks nobody elsewhere.
+pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppError> {
     if config.store.initialise == Initialise::Never && !exists(&config.store.path) {
         return Err(AppError::NotInitialised { path: config.store.path.clone() });
     }
@@ -33,17 +60,33 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Ledger, AppE
         Initialise::Never => Arc::new(FileStore::open(&config.store.path)?),
         Initialise::IfEmpty => Arc::new(FileStore::create(&config.store.path)?),
     };
+    let remote = evidence == SealEvidence::Unknown;
     match Ledger::inspect(store.as_ref(), evidence).await? {
-        Initialisation::Initialised => open_initialised(config, store).await,
-        Initialisation::Initialising | Initialisation::Fresh if config.store.initialise == Initialise::IfEmpty => {
-            let (ledger, made) = make(config, store, evidence, now).await?;
-            for made in made {
-                tracing::info!("initialised: made {made}");
-            }
-            Ok(ledger)
+        Initialisation::Initialised if remote => {
+            let claims = Unauthenticated::read(store.clone()).await?;
+            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: false }))
         }
+        Initialisation::Initialised => Ok(Opened::Ledger(open_initialised(config, store).await?)),
         // `jwksd init` began and did not end; or it never ran.
-        _ => Err(AppError::NotInitialised { path: config.store.path.clone() }),
+        _ if config.store.initialise == Initialise::Never => {
+            Err(AppError::NotInitialised { path: config.store.path.clone() })
+        }
+        _ if remote => {
+            announce(make_tokens(config)?);
+            let claims = Unauthenticated::uninitialised(store.clone());
+            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: true }))
+        }
+        _ => {
+            let (ledger, made) = make(config, store, evidence, now).await?;
+            announce(made);
+            Ok(Opened::Ledger(ledger))
+        }
+    }
+}
+
+fn announce(made: Vec<String>) {
+    for made in made {
+        tracing::info!("initialised: made {made}");
     }
 }
 

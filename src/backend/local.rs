@@ -4,7 +4,7 @@
 //! a key again after a crash makes another one, and the first was never durable; destroying a key is dropping its
 //! handle from the keyring.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use aws_lc_rs::rand::SystemRandom;
@@ -44,6 +44,31 @@ impl KeySealing for DataKeys {
 
     fn open(&self, associated_data: &[u8], sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealingError> {
         self.open_private(associated_data, sealed).map_err(|_| SealingError::Mismatch)
+    }
+}
+
+/// Data keys that arrive when the seal is opened. Until then nothing can be sealed or opened with them.
+#[derive(Default)]
+pub struct LateDataKeys(OnceLock<Arc<DataKeys>>);
+
+impl LateDataKeys {
+    /// The data keys are there; those of a later call are ignored.
+    pub fn arrive(&self, keys: Arc<DataKeys>) {
+        self.0.get_or_init(|| keys);
+    }
+
+    fn keys(&self) -> Result<&DataKeys, SealingError> {
+        self.0.get().map(AsRef::as_ref).ok_or(SealingError::Unavailable(None))
+    }
+}
+
+impl KeySealing for LateDataKeys {
+    fn seal(&self, associated_data: &[u8], plaintext: &[u8]) -> Result<String, SealingError> {
+        self.keys()?.seal(associated_data, plaintext)
+    }
+
+    fn open(&self, associated_data: &[u8], sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealingError> {
+        self.keys()?.open(associated_data, sealed)
     }
 }
 

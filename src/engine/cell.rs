@@ -43,7 +43,10 @@ pub(super) struct Writer {
 pub struct IssuerCell {
     pub url: String,
     pub policy: ArcSwap<IssuerPolicy>,
+    /// What is rendered; [`served`](Self::served) is what the public may see of it.
     pub document: ArcSwapOption<JwksDocument>,
+    /// The issuer begins while listeners are open: nothing is served before all its keysets have their first key.
+    withheld: AtomicBool,
     pub metrics: IssuerMetrics,
     /// Whoever holds it may add a key to the issuer's JWKS: the limit counts all its keysets.
     pub(super) admission: Mutex<()>,
@@ -59,6 +62,7 @@ impl IssuerCell {
             url: policy.url.clone(),
             policy: ArcSwap::from_pointee(policy),
             document: ArcSwapOption::empty(),
+            withheld: AtomicBool::new(false),
             metrics,
             admission: Mutex::new(()),
             rendering: std::sync::Mutex::new(()),
@@ -71,14 +75,32 @@ impl IssuerCell {
         Some(self.resumed.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN)
     }
 
+    /// The document that the public listener answers with.
+    pub fn served(&self) -> Option<Arc<JwksDocument>> {
+        if self.is_withheld() { None } else { self.document.load_full() }
+    }
+
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn withhold(&self, withheld: bool) {
+        self.withheld.store(withheld, Ordering::SeqCst);
+    }
+
     /// Whether the issuer's document has keys of other keysets too.
     pub fn serves_others(&self, snapshot: &KeysetSnapshot) -> bool {
         let own = snapshot.keyring.published().count();
-        self.document.load().as_ref().is_some_and(|document| document.keys as usize > own)
+        self.served().as_ref().is_some_and(|document| document.keys as usize > own)
     }
 
     pub fn set_resumed_boot_ms(&self, at: i64) {
         self.resumed.store(at, Ordering::Relaxed);
+    }
+
+    /// As [`set_resumed_boot_ms`](Self::set_resumed_boot_ms), unless a later silence is known.
+    pub fn resumed_not_before_boot_ms(&self, at: i64) {
+        self.resumed.fetch_max(at, Ordering::Relaxed);
     }
 }
 

@@ -63,6 +63,9 @@ impl Engine {
         if snapshot.frozen.is_some() {
             alarms.insert(Alarm::Frozen);
         }
+        if snapshot.unauthenticated {
+            alarms.insert(Alarm::Unauthenticated);
+        }
         if snapshot.store_failing {
             alarms.insert(Alarm::StoreUnavailable);
         }

@@ -28,6 +28,7 @@ use crate::engine::{CommandError, Engine, KeysetCell};
 use crate::keyring::decide::{Confirmation, Idempotency, Intent, Outcome, Refusal, Request as Wish};
 use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
+use crate::store::ledger::LedgerError;
 
 /// Re-reads configuration, tokens and certificates; in the composition root's hands.
 pub type Reload =
@@ -46,6 +47,9 @@ pub struct AdminState {
 pub(super) struct Actor {
     pub name: Name,
 }
+
+/// While the seal is out of reach it is tried at least this often.
+pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
 
 /// Longest reason that is kept.
 const REASON_MAX: usize = 1000;
@@ -300,11 +304,10 @@ pub(super) async fn accept_clock(
         let at = state.engine.clock.now();
         return Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response());
     }
-    let at = state
-        .engine
-        .accept_clock(actor.name.as_str(), reason.as_deref())
-        .await
-        .map_err(|error| Problem::new(ProblemType::StoreUnavailable).cause(&error).retry_after(1))?;
+    let at = state.engine.accept_clock(actor.name.as_str(), reason.as_deref()).await.map_err(|error| match error {
+        LedgerError::Sealed => problem_of(&CommandError::Sealed),
+        error => Problem::new(ProblemType::StoreUnavailable).cause(&error).retry_after(1),
+    })?;
     Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response())
 }
 
@@ -327,6 +330,9 @@ pub(super) async fn reload(
     OptionalJson(body): OptionalJson<ActionBody>,
 ) -> Result<Response, Problem> {
     let reason = checked_reason(body.reason)?;
+    if state.engine.is_sealed() {
+        return Err(problem_of(&CommandError::Sealed));
+    }
     let answer = (state.reload)().await.map_err(|errors| {
         let detail = "The configuration on disk is invalid; what runs keeps running.";
         Problem::new(ProblemType::ConfigurationInvalid).detail(detail).member("errors", errors)
@@ -459,6 +465,7 @@ fn etag(generation: u64) -> HeaderValue {
 fn problem_of(error: &CommandError) -> Problem {
     match error {
         CommandError::Refused(refusal) => problem_of_refusal(refusal),
+        CommandError::Sealed => Problem::new(ProblemType::SealUnavailable).cause(error).retry_after(SEAL_RETRY_SECONDS),
         CommandError::Frozen { reason } => {
             Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
         }

@@ -84,7 +84,9 @@ pub(super) fn page(engine: &Engine, query: &AuditQuery) -> Result<AuditPage, Pro
         found.extend(keyring.journal.audit.iter().map(|entry| item(entry, Some(cell.name.as_str()))));
     }
     if query.keyset.is_none() {
-        found.extend(engine.ledger().installation().journal.audit.iter().map(|entry| item(entry, None)));
+        let installation = engine.installation();
+        let entries = installation.iter().flat_map(|installation| &installation.journal.audit);
+        found.extend(entries.map(|entry| item(entry, None)));
     }
     found.retain(|(place, _)| after.as_ref().is_none_or(|after| place > after));
     found.sort_by(|a, b| a.0.cmp(&b.0));

@@ -20,7 +20,8 @@ pub enum Alarm {
     Absent,
     /// The record cannot be trusted; the last good set is served and nothing is written.
     Frozen,
-    /// The seal could not be reached yet; records are served unauthenticated.
+    /// The seal could not be reached yet and the record is served unauthenticated; or it failed the check and its keys
+    /// are not served any more.
     Unauthenticated,
     /// The wall clock stepped or lags behind what was recorded.
     ClockFrozen,

@@ -407,12 +407,7 @@ fn prepare_installation(
 }
 
 /// Envelope and body are authenticated together; a difference is a writer's mistake, not an attack, and as dangerous.
-fn refuse_inconsistent(
-    location: &str,
-    keyset: &Name,
-    record: &Position,
-    keyring: &Keyring,
-) -> Result<(), LedgerError> {
+fn refuse_inconsistent(location: &str, keyset: &Name, record: &Position, keyring: &Keyring) -> Result<(), LedgerError> {
     let problem = if keyring.keyset != *keyset {
         "its body is another keyset's"
     } else if keyring.lineage != record.lineage {

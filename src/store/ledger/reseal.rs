@@ -49,8 +49,7 @@ impl Ledger {
             ledger.add_data_key(&keks, now).await?;
             ledger = Ledger::open(store, &keks).await?;
         }
-        let mut resealed =
-            Resealed { data_key: ledger.keys.current().to_owned(), kek, keyrings: 0, private_keys: 0 };
+        let mut resealed = Resealed { data_key: ledger.keys.current().to_owned(), kek, keyrings: 0, private_keys: 0 };
         for keyset in ledger.installation().keysets.keys() {
             ledger.reseal_keyring(keyset, &associated_data, now, &mut resealed).await?;
         }

@@ -159,8 +159,7 @@ pub(super) async fn claimed_mark(
 }
 
 fn digest_of(location: String, body: &Body) -> Result<Digest, LedgerError> {
-    Digest::from_base64url(&body.digest)
-        .ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })
+    Digest::from_base64url(&body.digest).ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })
 }
 
 /// Replaces a document whatever it holds: for marks, which only ever one writer changes.
