@@ -118,7 +118,7 @@ const BROKEN: &[Broken] = &[
     ("RSA bits of an EC key", &[("\"ES256\"", "\"ES256\"\nrsa_bits = 2048")]),
     ("an EdDSA label of an EC key", &[("\"ES256\"", "\"ES256\"\neddsa_label = \"EdDSA\"")]),
     ("an unknown EdDSA label", &[("\"ES256\"", "\"EdDSA\"\neddsa_label = \"ed25519\"")]),
-    ("a backend of a later release", &[("\"ES256\"", "\"ES256\"\nbackend = \"aws-kms\"")]),
+    ("a backend of a later release", &[("\"ES256\"", "\"ES256\"\nbackend = \"openbao\"")]),
     ("a backend nobody knows", &[("\"ES256\"", "\"ES256\"\nbackend = \"vault\"")]),
     ("no issuer", &[("[issuer.main]\nurl = \"https://auth.example.com\"\n", "")]),
     ("an unknown issuer", &[("\"ES256\"", "\"ES256\"\nissuer = \"mian\"")]),
@@ -299,7 +299,18 @@ const BROKEN: &[Broken] = &[
         &[("[issuer.main]", "[seal.previous.old]\npath = \"data/seal.key\"\n[issuer.main]")],
     ),
     ("an earlier seal without path", &[("[issuer.main]", "[seal.previous.old]\n[issuer.main]")]),
-    ("the AWS KMS backend", &[("[log]", "[backend.aws-kms]\nregion = \"eu-central-1\"\n[log]")]),
+    (
+        "AWS KMS settings that cannot be",
+        &[(
+            "[log]",
+            "[backend.aws-kms]\nregion = \"Frankfurt\"\nendpoint_url = \"kms.example.com\"\nattempt_timeout = \"0s\"\n\
+             concurrency = 0\ndeletion_window = \"36h\"\n[log]",
+        )],
+    ),
+    (
+        "AWS credentials in the configuration",
+        &[("[log]", "[backend.aws-kms]\naccess_key_id = \"AKIA\"\nsecret_access_key = \"hunter2\"\n[log]")],
+    ),
     ("a role", &[("\n[public]", "role = \"publisher\"\n[public]")]),
     ("a long shutdown", &[("\n[public]", "shutdown_delay = \"2h\"\n[public]")]),
     ("a log format nobody knows", &[("[log]", "[log]\nformat = \"jsn\"")]),

@@ -10,7 +10,7 @@ use jwksd::config::{Source, load};
 use jwksd::http::problem::ProblemType;
 
 /// The modules of src/, lower rows later: a module may use its own row and those after it. As in ARCHITECTURE.md.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &["backend"],
     &["seal"],
     &["telemetry"],
+    &["aws_kms"],
     &["config", "clock"],
     &["keyring"],
 ];

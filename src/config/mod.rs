@@ -48,6 +48,8 @@ pub struct Config {
     pub issuers: Vec<IssuerPolicy>,
     /// In the order of the file, which the published key sets follow.
     pub keysets: Vec<Keyset>,
+    /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
+    pub aws_kms: AwsKms,
     pub log: Log,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
@@ -186,6 +188,23 @@ pub struct PreviousSeal {
     pub path: PathBuf,
 }
 
+/// How AWS KMS is reached and used, by the backend and the seal of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AwsKms {
+    /// `None`: as the AWS environment or profile says.
+    pub region: Option<String>,
+    /// `None`: the service's own for the region, or as the AWS environment says.
+    pub endpoint_url: Option<String>,
+    /// How long one attempt at a signature may take; `sign_deadline` covers them all.
+    pub attempt_timeout: Span,
+    /// Signatures under way at once, over all keysets.
+    pub concurrency: u32,
+    /// Days from the retirement of a key to its deletion, 7 to 30: how long a mistake can be undone.
+    pub deletion_window_days: u8,
+    /// How old a key of ours without alias, left over by a crash, must be to be deleted.
+    pub cleanup_after: Span,
+}
+
 /// How to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -320,6 +339,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     compare("store.path", path(&old.store.path), path(&new.store.path));
     compare("seal.path", path(&old.seal.path), path(&new.seal.path));
     compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
+    compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
     compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
     compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
     changes

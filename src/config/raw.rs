@@ -204,7 +204,18 @@ tables! {
         backdate: Span,
     }
     Backends {
-        aws_kms "aws-kms": AwsKms,
+        aws_kms "aws-kms": AwsKmsBackend,
+    }
+    AwsKmsBackend {
+        region: String,
+        endpoint_url: String,
+        attempt_timeout: Span,
+        concurrency: u32,
+        deletion_window: Span,
+        cleanup_after: Span,
+        access_key_id: AwsCredentials,
+        secret_access_key: AwsCredentials,
+        session_token: AwsCredentials,
     }
     Log {
         format: String,
@@ -238,7 +249,9 @@ macro_rules! refused {
 refused! {
     MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
     Probes: "this release has no probes: choose `propagation` and `caches` so that waiting alone suffices";
-    AwsKms: "this release has no AWS KMS: use backend = \"local\" with a seal of kind = \"file\"";
+    AwsKms: "this release has no AWS KMS seal: use a seal of kind = \"file\"";
+    AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
+        profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where (`file` or \
         `env` of an admin token, `token_file` of a signer client)";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and `key_file`";
