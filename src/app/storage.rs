@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::AppError;
 use super::access::{AccessError, fresh_token};
-use crate::config::{Config, Initialise, TokenSource};
+use crate::aws_kms::SdkKms;
+use crate::config::{Config, Initialise, SealKey, TokenSource};
 use crate::keyring::time::Timestamp;
+use crate::seal::aws_kms::AwsKmsKey;
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::Store;
@@ -127,10 +129,18 @@ async fn open_initialised(config: &Config, store: Arc<dyn Store>) -> Result<Ledg
     Ok(Ledger::open(store, &keys(config)?).await?)
 }
 
+/// The key-encryption keys of a configuration, the one that seals first. Keys elsewhere are not asked.
 fn keys(config: &Config) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
-    let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = vec![Arc::new(FileKey::load(&config.seal.path)?)];
-    for previous in &config.seal.previous {
-        keys.push(Arc::new(FileKey::load(&previous.path)?));
+    let mut kms = None;
+    let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = Vec::new();
+    for (_, key) in config.seal.keys() {
+        keys.push(match key {
+            SealKey::File { path } => Arc::new(FileKey::load(path)?),
+            SealKey::AwsKms { key_id } => {
+                let api = kms.get_or_insert_with(|| Arc::new(SdkKms::new(config.aws_kms.clone())));
+                Arc::new(AwsKmsKey::new(api.clone(), key_id))
+            }
+        });
     }
     Ok(keys)
 }
@@ -143,12 +153,16 @@ async fn make(
 ) -> Result<(Ledger, Vec<String>), AppError> {
     // Before the store counts as initialised, after which nothing missing is made.
     let mut made = make_tokens(config)?;
-    let path = config.seal.path.clone();
-    if evidence == SealEvidence::Missing {
+    if let (SealKey::File { path }, SealEvidence::Missing) = (&config.seal.key, evidence) {
         made.push(format!("the seal key {}", path.display()));
     }
     let seal = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> {
-        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::load_or_create(&path)?);
+        let key: Arc<dyn KeyEncryptionKey> = match &config.seal.key {
+            SealKey::File { path } => Arc::new(FileKey::load_or_create(path)?),
+            SealKey::AwsKms { key_id } => {
+                Arc::new(AwsKmsKey::new(Arc::new(SdkKms::new(config.aws_kms.clone())), key_id))
+            }
+        };
         Ok(key)
     };
     let ledger = Ledger::initialise(store, evidence, seal, now).await?;
@@ -176,7 +190,11 @@ fn missing_tokens(config: &Config) -> Vec<PathBuf> {
 }
 
 fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
-    Ok(if FileKey::exists(&config.seal.path)? { SealEvidence::Exists } else { SealEvidence::Missing })
+    Ok(match &config.seal.key {
+        SealKey::File { path } if FileKey::exists(path)? => SealEvidence::Exists,
+        SealKey::File { .. } => SealEvidence::Missing,
+        SealKey::AwsKms { .. } => SealEvidence::Unknown,
+    })
 }
 
 /// Unreadable counts as there.

@@ -1,5 +1,6 @@
 //! The seal: key-encryption keys, and the data keys they wrap.
 
+pub mod aws_kms;
 pub mod cipher;
 pub mod data_keys;
 pub mod file;
@@ -8,6 +9,8 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 /// A key-encryption key. Its only use is to wrap and unwrap data keys.
+///
+/// A key that lives elsewhere bounds every call by a deadline of its own and retries within it; callers wait for it.
 #[async_trait]
 pub trait KeyEncryptionKey: Send + Sync + 'static {
     /// Names the key in records and messages; never secret. Stable for the life of the key. A key that is configured by
@@ -24,7 +27,8 @@ pub trait KeyEncryptionKey: Send + Sync + 'static {
 /// Why a seal did not seal or unseal.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error("the seal key {key} cannot be reached")]
+    /// It cannot be used now: not reached, throttled, not allowed, disabled. Trying again later can help.
+    #[error("the seal key {key} cannot be used")]
     Unavailable {
         key: String,
         #[source]
@@ -32,6 +36,8 @@ pub enum SealError {
     },
     #[error("{what} was not sealed with the key {key}, or was changed since")]
     Mismatch { key: String, what: String },
+    #[error("the seal key {key} cannot seal: {problem}")]
+    Unusable { key: String, problem: String },
     #[error("the seal key file {path} {problem}")]
     File { path: String, problem: String },
 }
