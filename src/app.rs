@@ -1,6 +1,7 @@
 //! The composition root: the only place that wires adapters to ports, and runs what it wired.
 
 mod access;
+mod leftovers;
 mod reload;
 mod storage;
 
@@ -13,7 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::aws_kms::{AWS_KMS, SdkKms};
 use crate::backend::Backend;
+use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
@@ -61,6 +64,7 @@ fn list(errors: &[StartError]) -> String {
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
 pub struct App {
     engine: Arc<Engine>,
+    aws_kms: Arc<AwsKmsBackend>,
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
@@ -102,7 +106,7 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new());
         metrics.set_config_last_reload_successful(true);
-        let engine = wire(&config, ledger, trusted, metrics);
+        let (engine, aws_kms) = wire(&config, ledger, trusted, metrics);
         engine.configure(&declared(&loaded)).await.map_err(AppError::Start)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
@@ -128,7 +132,7 @@ impl App {
             };
             listeners.push(Bound { name, listener: socket, router, tls });
         }
-        Ok(App { engine, listeners, stopping, reloader })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -142,7 +146,7 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, listeners, stopping, reloader } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader } = self;
         let mut stop = std::pin::pin!(stop);
         tokio::select! {
             done = first_pass(&engine) => done?,
@@ -162,6 +166,7 @@ impl App {
         engine.schedule();
         let background = CancellationToken::new();
         let beat = tokio::spawn(engine.clone().beat(background.clone()));
+        let leftovers = tokio::spawn(leftovers::clean_up(engine.clone(), aws_kms, background.clone()));
         let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
 
         stop.await;
@@ -172,7 +177,7 @@ impl App {
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
         background.cancel();
-        let _ = tokio::join!(beat, watch);
+        let _ = tokio::join!(beat, watch, leftovers);
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");
@@ -192,7 +197,11 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
     })
 }
 
-/// The first reconcile: active keys and all successors, or the first failure of each keyset. Then it opens.
+/// How long the listeners wait for remote backends (DESIGN §5).
+const REMOTE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The first reconcile: active keys and all successors, or the first failure of each keyset, or, where a remote backend
+/// works on it, [`REMOTE_PATIENCE`]. Then it opens.
 async fn first_pass(engine: &Arc<Engine>) -> Result<(), AppError> {
     match engine.ledger().read_alive().await {
         Ok(alive) => engine.resume_from(alive.as_ref()),
@@ -201,17 +210,40 @@ async fn first_pass(engine: &Arc<Engine>) -> Result<(), AppError> {
             engine.resume_from(Some(&crate::store::ledger::Alive::long_ago()));
         }
     }
-    engine.reconcile_all().await;
+    // A pass that is not done by then goes on: what it makes meanwhile is not lost.
+    let pass = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.reconcile_all().await }
+    });
+    match leftovers::uses_aws_kms(engine) {
+        true => _ = tokio::time::timeout(REMOTE_PATIENCE, pass).await,
+        false => _ = pass.await,
+    }
     engine.confirm_created().await?;
     Ok(())
 }
 
-fn wire(config: &Config, ledger: Ledger, clock: Arc<TrustedClock>, metrics: Arc<Metrics>) -> Arc<Engine> {
+fn wire(
+    config: &Config,
+    ledger: Ledger,
+    clock: Arc<TrustedClock>,
+    metrics: Arc<Metrics>,
+) -> (Arc<Engine>, Arc<AwsKmsBackend>) {
     let ledger = Arc::new(ledger);
     let local = Arc::new(LocalBackend::new(ledger.keys()));
-    let backends: [Arc<dyn Backend>; 1] = [local.clone()];
+    // Stored keyrings may have keys there whatever the configuration says now. Nothing is read or sent before the first
+    // call.
+    let settings_of = &config.aws_kms;
+    let aws_kms = Arc::new(AwsKmsBackend::new(
+        Arc::new(SdkKms::new(settings_of.clone())),
+        ledger.keys(),
+        Arc::new(SystemClock),
+        settings_of.deletion_window_days,
+        settings_of.cleanup_after,
+    ));
+    let backends: [Arc<dyn Backend>; 2] = [local.clone(), aws_kms.clone()];
     let importer: Arc<dyn ImportPrivate> = local;
-    Engine::new(clock, ledger, backends, Some(importer), metrics, settings(config))
+    (Engine::new(clock, ledger, backends, Some(importer), metrics, settings(config)), aws_kms)
 }
 
 fn settings(config: &Config) -> Settings {

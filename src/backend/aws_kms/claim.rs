@@ -60,7 +60,11 @@ impl AwsKmsBackend {
             };
             if found.state != KeyState::Enabled || found.spec != Some(spec_of(algorithm)) {
                 // Destroyed in a history that a restored store does not know, or made for another algorithm.
-                tracing::warn!(alias, key = found.arn, "the alias names a key that cannot be used for this serial; the next name is tried");
+                tracing::warn!(
+                    alias,
+                    key = found.arn,
+                    "the alias names a key that cannot be used for this serial; the next name is tried"
+                );
                 continue;
             }
             let public = self.adopted(identity, algorithm, &alias, &found).await?;
@@ -199,14 +203,8 @@ impl AwsKmsBackend {
             return false;
         };
         let Some(code) = unhex(code) else { return false };
-        let parts: [&[u8]; 6] = [
-            PROOF,
-            of.as_bytes(),
-            lineage.as_bytes(),
-            keyset.as_bytes(),
-            serial.as_bytes(),
-            random.as_bytes(),
-        ];
+        let parts: [&[u8]; 6] =
+            [PROOF, of.as_bytes(), lineage.as_bytes(), keyset.as_bytes(), serial.as_bytes(), random.as_bytes()];
         self.proof.holds(with, &parts, &code)
     }
 }

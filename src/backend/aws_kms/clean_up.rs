@@ -158,7 +158,10 @@ impl AwsKmsBackend {
         self.schedule_deletion(arn).await?;
         self.seen.note(arn);
         done.scheduled += 1;
-        tracing::warn!(key = arn, "a key that a crash left behind, without alias and in no keyring, is scheduled for deletion");
+        tracing::warn!(
+            key = arn,
+            "a key that a crash left behind, without alias and in no keyring, is scheduled for deletion"
+        );
         Ok(())
     }
 }

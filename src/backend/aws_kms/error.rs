@@ -5,7 +5,9 @@ use crate::backend::{BackendError, BackendErrorKind};
 
 /// Keys of these kinds cannot sign JWTs.
 #[derive(Debug, thiserror::Error)]
-#[error("{arn} does not sign, or not as JWTs are signed: name a key of usage SIGN_VERIFY with an RSA, P-256, P-384 or Ed25519 spec")]
+#[error(
+    "{arn} does not sign, or not as JWTs are signed: name a key of usage SIGN_VERIFY with an RSA, P-256, P-384 or Ed25519 spec"
+)]
 pub(super) struct NotForSigning {
     pub(super) arn: String,
 }
@@ -13,9 +15,13 @@ pub(super) struct NotForSigning {
 /// An alias of ours that names something else.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClaimError {
-    #[error("{alias} names {arn}, whose tags are not those of this keyset's key: find out who made it, and delete the alias")]
+    #[error(
+        "{alias} names {arn}, whose tags are not those of this keyset's key: find out who made it, and delete the alias"
+    )]
     Foreign { alias: String, arn: String },
-    #[error("{alias} and the {tried} names after it are all taken by keys that cannot be used: delete some of these aliases")]
+    #[error(
+        "{alias} and the {tried} names after it are all taken by keys that cannot be used: delete some of these aliases"
+    )]
     Exhausted { alias: String, tried: u32 },
     #[error("{alias} is taken and cannot be read yet: another process has just made it")]
     NotVisible { alias: String },
@@ -27,16 +33,18 @@ pub(super) fn failed(operation: &'static str, error: KmsError) -> BackendError {
     BackendError { backend: AWS_KMS, operation, kind: kind_of(error.kind), source: Some(error.into()) }
 }
 
-pub(super) fn internal(
-    operation: &'static str,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> BackendError {
+pub(super) fn internal(operation: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> BackendError {
     BackendError { backend: AWS_KMS, operation, kind: BackendErrorKind::Internal, source: Some(error.into()) }
 }
 
 /// Its claim is not settled yet: again soon.
 pub(super) fn unsettled(error: ClaimError) -> BackendError {
-    BackendError { backend: AWS_KMS, operation: "create", kind: BackendErrorKind::Unavailable, source: Some(error.into()) }
+    BackendError {
+        backend: AWS_KMS,
+        operation: "create",
+        kind: BackendErrorKind::Unavailable,
+        source: Some(error.into()),
+    }
 }
 
 fn kind_of(kind: KmsErrorKind) -> BackendErrorKind {
