@@ -1,6 +1,7 @@
 //! The composition root: the only place that wires adapters to ports, and runs what it wired.
 
 mod access;
+mod leftovers;
 mod reload;
 mod storage;
 mod unseal;
@@ -15,8 +16,10 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::aws_kms::{AWS_KMS, SdkKms};
 use crate::backend::Backend;
-use crate::backend::local::{ImportPrivate, LateDataKeys, LocalBackend};
+use crate::backend::aws_kms::AwsKmsBackend;
+use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
 use crate::engine::{Declared, Engine, Records, Settings, StartError};
@@ -27,6 +30,7 @@ use crate::http::ops::OpsState;
 use crate::http::signer::SignerState;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
 use crate::keyring::time::{Span, Timestamp};
+use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
 use crate::telemetry::metrics::Metrics;
 
@@ -65,6 +69,7 @@ fn list(errors: &[StartError]) -> String {
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
 pub struct App {
     engine: Arc<Engine>,
+    aws_kms: Arc<AwsKmsBackend>,
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
@@ -114,7 +119,7 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         metrics.set_config_last_reload_successful(true);
         let declared = declared(&loaded);
-        let (engine, sealed) = wire(&config, opened, trusted, metrics, &declared);
+        let Wired { engine, sealed, aws_kms } = wire(&config, opened, trusted, metrics, &declared);
         match &sealed {
             None => engine.configure(&declared).await,
             Some(_) => engine.configure_sealed(&declared).await,
@@ -144,8 +149,8 @@ impl App {
             };
             listeners.push(Bound { name, listener: socket, router, tls });
         }
-        let remote = sealed.is_some();
-        Ok(App { engine, listeners, stopping, reloader, sealed, remote })
+        let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -159,7 +164,7 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, listeners, stopping, reloader, sealed, remote } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote } = self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
         let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone()));
@@ -192,6 +197,7 @@ impl App {
         }
         let background = CancellationToken::new();
         let beat = tokio::spawn(engine.clone().beat(background.clone()));
+        let leftovers = tokio::spawn(leftovers::clean_up(engine.clone(), aws_kms, background.clone()));
         let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
 
         let refused = stopped_or_refused(stop, still_starting.then_some(starting)).await;
@@ -202,7 +208,7 @@ impl App {
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
         background.cancel();
-        let _ = tokio::join!(beat, watch);
+        let _ = tokio::join!(beat, watch, leftovers);
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");
@@ -257,16 +263,32 @@ async fn stopped_or_refused(
     Ok(())
 }
 
+struct Wired {
+    engine: Arc<Engine>,
+    sealed: Option<unseal::Sealed>,
+    aws_kms: Arc<AwsKmsBackend>,
+}
+
 fn wire(
     config: &Config,
     opened: storage::Opened,
     clock: Arc<TrustedClock>,
     metrics: Arc<Metrics>,
     declared: &[Declared],
-) -> (Arc<Engine>, Option<unseal::Sealed>) {
+) -> Wired {
     let data_keys = Arc::new(LateDataKeys::default());
     let local = Arc::new(LocalBackend::new(data_keys.clone()));
-    let backends: [Arc<dyn Backend>; 1] = [local.clone()];
+    // Stored keyrings may have keys there whatever the configuration says now. Nothing is read or sent before the first
+    // call.
+    let settings_of = &config.aws_kms;
+    let aws_kms = Arc::new(AwsKmsBackend::new(
+        Arc::new(SdkKms::new(settings_of.clone())),
+        data_keys.clone(),
+        Arc::new(SystemClock),
+        settings_of.deletion_window_days,
+        settings_of.cleanup_after,
+    ));
+    let backends: [Arc<dyn Backend>; 2] = [local.clone(), aws_kms.clone()];
     let importer: Arc<dyn ImportPrivate> = local;
     let (records, sealed) = match opened {
         storage::Opened::Ledger(ledger) => {
@@ -277,7 +299,8 @@ fn wire(
             (Records::Sealed(claims), Some(unseal::Sealed { unsealing, data_keys, declared: declared.to_vec() }))
         }
     };
-    (Engine::new(clock, records, backends, Some(importer), metrics, settings(config)), sealed)
+    let engine = Engine::new(clock, records, backends, Some(importer), metrics, settings(config));
+    Wired { engine, sealed, aws_kms }
 }
 
 fn settings(config: &Config) -> Settings {

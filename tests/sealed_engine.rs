@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jwksd::backend::Backend;
-use jwksd::backend::local::{LateDataKeys, LocalBackend};
+use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::view::Health;
 use jwksd::engine::{CommandError, Declared, Engine, Records, Rest, Settings, SignFailure};
@@ -19,6 +19,7 @@ use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::KeyEncryptionKey;
+use jwksd::seal::data_keys::LateDataKeys;
 use jwksd::seal::file::FileKey;
 use jwksd::store::ledger::{Ledger, LedgerError, SealEvidence, Unauthenticated};
 use jwksd::store::memory::MemoryStore;

@@ -6,10 +6,10 @@ use tokio::sync::Notify;
 
 use super::AppError;
 use super::storage::Unsealing;
-use crate::backend::local::LateDataKeys;
 use crate::engine::{Declared, Engine, StartError, chain};
 use crate::keyring::time::Span;
 use crate::seal::cipher::random;
+use crate::seal::data_keys::LateDataKeys;
 
 /// Attempts begin at most this far apart (DESIGN §10), unless one takes longer.
 const RETRY_MAX: Span = Span::from_secs(5);

@@ -54,6 +54,11 @@ impl SdkKms {
         SdkKms { settings, client: OnceCell::new(), quick, slow: Arc::new(Semaphore::new(SLOW_CALLS)) }
     }
 
+    /// Over a client that is there already, whatever region, endpoint and credentials it has.
+    pub fn with_client(client: Client, settings: AwsKms) -> Self {
+        SdkKms { client: OnceCell::from(client), ..SdkKms::new(settings) }
+    }
+
     async fn client(&self, operation: KmsOperation, key: &str) -> Result<&Client, KmsError> {
         self.client
             .get_or_try_init(|| async {

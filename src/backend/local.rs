@@ -4,7 +4,7 @@
 //! a key again after a crash makes another one, and the first was never durable; destroying a key is dropping its
 //! handle from the keyring.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_lc_rs::rand::SystemRandom;
@@ -23,7 +23,7 @@ use super::verify::Verifier;
 use super::{Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, Signer, StoredKey};
 use crate::keyring::algorithm::{Algorithm, SigningCost};
 use crate::keyring::jwk::{Kid, PublicBytes, PublicJwk};
-use crate::seal::data_keys::DataKeys;
+use crate::seal::data_keys::{DataKeys, LateDataKeys};
 
 /// The name of this backend in configuration, metrics and records.
 pub const LOCAL: &str = "local";
@@ -47,29 +47,18 @@ impl KeySealing for DataKeys {
     }
 }
 
-/// Data keys that arrive when the seal is opened. Until then nothing can be sealed or opened with them.
-#[derive(Default)]
-pub struct LateDataKeys(OnceLock<Arc<DataKeys>>);
-
-impl LateDataKeys {
-    /// The data keys are there; those of a later call are ignored.
-    pub fn arrive(&self, keys: Arc<DataKeys>) {
-        self.0.get_or_init(|| keys);
-    }
-
-    fn keys(&self) -> Result<&DataKeys, SealingError> {
-        self.0.get().map(AsRef::as_ref).ok_or(SealingError::Unavailable(None))
-    }
-}
-
 impl KeySealing for LateDataKeys {
     fn seal(&self, associated_data: &[u8], plaintext: &[u8]) -> Result<String, SealingError> {
-        self.keys()?.seal(associated_data, plaintext)
+        arrived(self)?.seal(associated_data, plaintext)
     }
 
     fn open(&self, associated_data: &[u8], sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealingError> {
-        self.keys()?.open(associated_data, sealed)
+        arrived(self)?.open(associated_data, sealed)
     }
+}
+
+fn arrived(late: &LateDataKeys) -> Result<&DataKeys, SealingError> {
+    late.arrived().ok_or(SealingError::Unavailable(None))
 }
 
 /// Why a key was not sealed or unsealed.

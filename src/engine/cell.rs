@@ -25,6 +25,7 @@ pub struct KeysetCell {
     pub metrics: KeysetMetrics,
     pub signing_metrics: ArcSwap<SigningMetrics>,
     pub pool: SigningPool,
+    pub remote: RemoteHealth,
     /// Whoever holds it may write the keyring; it remembers what was stored last.
     pub(super) writer: Mutex<Writer>,
     pub(super) wake: Notify,
@@ -104,11 +105,45 @@ impl IssuerCell {
     }
 }
 
-/// Bounds what one keyset's slow signatures take of the machine.
+/// Whether the active key signs, where that is not up to this process. Local keys do not use it.
+#[derive(Default)]
+pub struct RemoteHealth {
+    signs: AtomicBool,
+    probing: AtomicBool,
+}
+
+impl RemoteHealth {
+    /// The last attempt succeeded. A key that was never tried is not known to sign.
+    pub fn signs(&self) -> bool {
+        self.signs.load(Ordering::Relaxed)
+    }
+
+    /// Notes how an attempt went; whether that is news.
+    pub(super) fn note(&self, signs: bool) -> bool {
+        self.signs.swap(signs, Ordering::Relaxed) != signs
+    }
+
+    /// Whether the caller is to try now: nobody else does. [`probed`](Self::probed) ends it.
+    pub(super) fn begin_probe(&self) -> bool {
+        !self.probing.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn probed(&self) {
+        self.probing.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Bounds what one keyset's slow signatures take of the machine, and what they ask of a remote backend.
 pub struct SigningPool {
     pub permits: Arc<Semaphore>,
     pub waiting: AtomicUsize,
+    /// Retries that may still be made: each takes one, each success gives one back.
+    retries: AtomicUsize,
 }
+
+/// Retries in a row without a success in between, at most. Beyond that a failing backend sees each request once: the
+/// retries can never be more than what succeeds.
+const RETRY_BUDGET: usize = 100;
 
 /// Requests that may wait for a signature of one keyset before further ones are turned away.
 pub const QUEUE: usize = 1024;
@@ -118,7 +153,22 @@ pub const REMOTE_CONCURRENCY: usize = 128;
 
 impl SigningPool {
     pub fn new(concurrency: usize) -> Self {
-        SigningPool { permits: Arc::new(Semaphore::new(concurrency)), waiting: AtomicUsize::new(0) }
+        SigningPool {
+            permits: Arc::new(Semaphore::new(concurrency)),
+            waiting: AtomicUsize::new(0),
+            retries: AtomicUsize::new(RETRY_BUDGET),
+        }
+    }
+
+    /// Whether one more retry may be made.
+    pub(super) fn may_retry(&self) -> bool {
+        self.retries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    pub(super) fn succeeded(&self) {
+        let _ = self
+            .retries
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left < RETRY_BUDGET).then_some(left + 1));
     }
 
     /// A place in the queue; `None` when it is full.

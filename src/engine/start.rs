@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify};
 
-use super::cell::{Directory, IssuerCell, KeysetCell, REMOTE_CONCURRENCY, Route, RouteKind, SigningPool, Writer};
+use super::cell::{
+    Directory, IssuerCell, KeysetCell, REMOTE_CONCURRENCY, RemoteHealth, Route, RouteKind, SigningPool, Writer,
+};
 use super::reconcile::chain;
 use super::snapshot::{KeysetSnapshot, Wanted};
 use super::{Declared, Engine};
@@ -283,6 +285,7 @@ impl Engine {
             } else {
                 REMOTE_CONCURRENCY
             }),
+            remote: RemoteHealth::default(),
             writer: Mutex::new(Writer { stored: known.stored, unsettled: None }),
             wake: Notify::new(),
             uncertain: AtomicBool::new(false),

@@ -56,6 +56,9 @@ async fn ready_to_sign(State(state): State<OpsState>) -> Response {
         if snapshot.active.is_none() && !snapshot.keyring.drained {
             missing.push(format!("keyset {} has no active key", cell.name));
         }
+        if cell.is_known_not_to_sign() {
+            missing.push(format!("the backend of keyset {} does not sign", cell.name));
+        }
     }
     answer(missing)
 }

@@ -41,7 +41,7 @@ pub enum Alarm {
     KeyDisabled,
     /// Waiting keys have another algorithm, which an operator has not confirmed.
     AlgorithmUnconfirmed,
-    /// The backend does not make keys.
+    /// The backend does not make keys, or does not sign.
     BackendUnavailable,
     /// A private key that should be destroyed is not yet.
     DestructionPending,

@@ -8,6 +8,8 @@
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod api;
+pub mod kms_proxy;
+pub mod localstack;
 mod ports;
 pub mod strict_verifier;
 pub mod tools;
