@@ -1,6 +1,7 @@
 //! jwksd owns the signing keys of JWT issuers. See ARCHITECTURE.md for how the layers fit.
 
 pub mod app;
+pub mod aws_kms;
 pub mod backend;
 pub mod cli;
 pub mod clock;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking; clippy sees only #[test] functions as tests")]
 
+mod support;
+
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,14 +14,21 @@ use async_trait::async_trait;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use jwksd::aws_kms::SdkKms;
+use jwksd::backend::aws_kms::AwsKmsBackend;
 use jwksd::backend::local::{ImportPrivate, KeySealing, LocalBackend, SealingError};
 use jwksd::backend::material::PrivateKeyMaterial;
 use jwksd::backend::{Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, Signer, StoredKey};
+use jwksd::clock::SystemClock;
+use jwksd::config::AwsKms;
 use jwksd::keyring::algorithm::{Algorithm, EdLabel, RsaBits, SigningCost};
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicBytes, PublicJwk};
 use jwksd::keyring::name::Name;
+use jwksd::keyring::time::Span;
+use jwksd::seal::data_keys::DataKeys;
 use rsa::sha2::{Digest, Sha256};
 use rsa::signature::Verifier as _;
+use support::localstack::{Account, LocalStack, REGION};
 use zeroize::Zeroizing;
 
 /// A backend under test.
@@ -364,4 +373,66 @@ async fn keys_are_made_one_at_a_time() {
         tokio::join!(backend.create(&first, Algorithm::Es256), backend.create(&second, Algorithm::Es256));
     assert_ne!(first.unwrap().kid, second.unwrap().kid);
     assert_eq!(seal.under_way.lock().unwrap().1, 1);
+}
+
+/// AWS KMS as LocalStack plays it, which has no Ed25519 keys.
+struct Kms {
+    account: Account,
+    secret: Arc<DataKeys>,
+}
+
+impl Kms {
+    async fn new() -> Kms {
+        let account = LocalStack::shared().await.account();
+        Kms { account, secret: Arc::new(DataKeys::ephemeral("installation")) }
+    }
+}
+
+impl Subject for Kms {
+    fn restarted(&self) -> Arc<dyn Backend> {
+        // With the account's credentials: those of the environment are the whole process's.
+        let settings = AwsKms {
+            region: Some(REGION.to_owned()),
+            endpoint_url: Some(self.account.endpoint.clone()),
+            attempt_timeout: Span::from_secs(20),
+            concurrency: 4,
+            deletion_window_days: 7,
+            cleanup_after: Span::DAY,
+        };
+        let api = Arc::new(SdkKms::with_client(self.account.client.clone(), settings));
+        let proof = self.secret.clone();
+        Arc::new(AwsKmsBackend::new(api, proof, Arc::new(SystemClock), 7, Span::DAY))
+    }
+
+    fn algorithms(&self) -> Vec<Algorithm> {
+        vec![
+            Algorithm::Es256,
+            Algorithm::Es384,
+            Algorithm::Rs256 { rsa_bits: RsaBits::B2048 },
+            Algorithm::Ps256 { rsa_bits: RsaBits::B3072 },
+        ]
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn the_aws_kms_backend_conforms() {
+    suite(&Kms::new().await).await;
+}
+
+#[tokio::test]
+async fn what_the_service_does_not_offer_is_refused_in_its_words() {
+    let kms = Kms::new().await;
+    let algorithm = Algorithm::EdDsa { label: EdLabel::EdDsa };
+    let error = kms.restarted().create(&identity("installation", "default", 1), algorithm).await.err().unwrap();
+    let text = jwksd::engine::chain(&error);
+    assert_eq!(
+        (error.kind, error.operation, error.backend),
+        (BackendErrorKind::Internal, "create", "aws-kms"),
+        "{text}"
+    );
+    assert!(text.contains("CreateKey") && text.contains("another algorithm"), "{text}");
 }

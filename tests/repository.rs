@@ -10,7 +10,7 @@ use jwksd::config::{Source, load};
 use jwksd::http::problem::ProblemType;
 
 /// The modules of src/, lower rows later: a module may use its own row and those after it. As in ARCHITECTURE.md.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &["backend"],
     &["seal"],
     &["telemetry"],
+    &["aws_kms"],
     &["config", "clock"],
     &["keyring"],
 ];
@@ -158,7 +159,7 @@ fn nothing_is_left_to_do() {
 }
 
 #[test]
-fn every_problem_is_answered_somewhere_or_reserved() {
+fn every_problem_is_answered_somewhere() {
     let sources = files_under("src", "rs").into_iter().filter(|path| !path.ends_with("http/problem.rs"));
     let code: String = sources.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mentions = |kind: &ProblemType| {
@@ -166,8 +167,7 @@ fn every_problem_is_answered_somewhere_or_reserved() {
         code.match_indices(&name).any(|(at, _)| !code[at + name.len()..].starts_with(|c: char| c.is_alphanumeric()))
     };
     for kind in ProblemType::ALL {
-        let reserved = ProblemType::RESERVED.contains(kind);
-        assert!(reserved || mentions(kind), "{} is never answered with and not reserved", kind.slug());
+        assert!(mentions(kind), "{} is never answered with", kind.slug());
     }
 }
 

@@ -502,9 +502,9 @@ async fn a_newer_format_is_refused_and_nothing_is_written() {
 #[tokio::test]
 async fn the_wrong_seal_key_is_refused_by_name() {
     let site = Site::new().await;
-    let right = site.seal().unwrap().id();
+    let right = site.seal().unwrap().id().await.unwrap();
     fs::remove_file(site.seal_path()).unwrap();
-    let wrong = FileKey::create(&site.seal_path()).unwrap().id();
+    let wrong = FileKey::create(&site.seal_path()).unwrap().id().await.unwrap();
     let error = site.refused("default", INSTALLATION).await;
     let message = error.to_string();
     assert!(matches!(error, LedgerError::OtherSeal { .. }) && message.contains(&right) && message.contains(&wrong));
@@ -936,7 +936,7 @@ async fn an_initialisation_that_crashed_anywhere_is_resumed() {
 
             let installation = ledger.installation();
             assert_eq!((installation.data_keys.len(), installation.keysets.len()), (1, 0));
-            assert_eq!(installation.data_keys[0].kek, FileKey::load(&seal_path).unwrap().id());
+            assert_eq!(installation.data_keys[0].kek, FileKey::load(&seal_path).unwrap().id().await.unwrap());
             assert_eq!(inner.read(&Document::Initialising).await.unwrap(), None);
             assert_eq!(ledger.installation_mark(), Mark::Current);
             assert_eq!(Ledger::inspect(inner.as_ref(), evidence()).await.unwrap(), Initialisation::Initialised);
@@ -1148,7 +1148,7 @@ async fn resealing_leaves_nothing_of_the_old_keys() {
     let resealed = Ledger::reseal(Arc::clone(&store), Arc::clone(&new), &[Arc::clone(&old)], associated_data, at(10))
         .await
         .unwrap();
-    assert_eq!((resealed.keyrings, resealed.private_keys, resealed.kek), (2, 3, new.id()));
+    assert_eq!((resealed.keyrings, resealed.private_keys, resealed.kek), (2, 3, new.id().await.unwrap()));
     let error = Ledger::open(Arc::clone(&store), &[Arc::clone(&old)]).await.unwrap_err();
     assert!(matches!(error, LedgerError::OtherSeal { .. }), "{error}");
     let ledger = Ledger::open(Arc::clone(&store), &[new]).await.unwrap();

@@ -445,7 +445,7 @@ fn oid_name(oid: ObjectIdentifier) -> String {
     }
 }
 
-fn public_from_spki(der: &[u8]) -> Result<PublicJwk, MaterialError> {
+pub(super) fn public_from_spki(der: &[u8]) -> Result<PublicJwk, MaterialError> {
     let malformed = MaterialError::Malformed { what: "SubjectPublicKeyInfo" };
     let info = SubjectPublicKeyInfoRef::try_from(der).map_err(|_| malformed.clone())?;
     let key = info.subject_public_key.as_bytes().ok_or(malformed)?;

@@ -1,5 +1,6 @@
 //! The port to what makes and uses private keys, and its adapters.
 
+pub mod aws_kms;
 pub mod local;
 pub mod material;
 pub mod token;

@@ -94,9 +94,7 @@ pub(super) fn reseal(global: &Global) -> Outcome {
             ),
             Output::Text => println!(
                 "resealed {} keyrings and {} private keys under the seal key {}; former seal keys are not needed any more",
-                resealed.keyrings,
-                resealed.private_keys,
-                loaded.config.seal.path.display()
+                resealed.keyrings, resealed.private_keys, loaded.config.seal.key
             ),
         }
         Ok(())

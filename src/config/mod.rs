@@ -48,6 +48,8 @@ pub struct Config {
     pub issuers: Vec<IssuerPolicy>,
     /// In the order of the file, which the published key sets follow.
     pub keysets: Vec<Keyset>,
+    /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
+    pub aws_kms: AwsKms,
     pub log: Log,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
@@ -173,17 +175,63 @@ pub enum Initialise {
 /// The key-encryption keys of kind `file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// The file of the key that seals.
-    pub path: PathBuf,
+    /// The key that seals.
+    pub key: SealKey,
     /// Keys that only unseal, until everything is resealed.
     pub previous: Vec<PreviousSeal>,
+}
+
+/// Where a key-encryption key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealKey {
+    File {
+        path: PathBuf,
+    },
+    /// A symmetric key in AWS KMS: its ARN, its ID, or an alias.
+    AwsKms {
+        key_id: String,
+    },
 }
 
 /// A key-encryption key on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreviousSeal {
     pub name: Name,
-    pub path: PathBuf,
+    pub key: SealKey,
+}
+
+impl Seal {
+    /// Every key-encryption key with the path of its table, the one that seals first.
+    pub fn keys(&self) -> impl Iterator<Item = (String, &SealKey)> {
+        let previous = self.previous.iter().map(|seal| (format!("seal.previous.{}", seal.name), &seal.key));
+        std::iter::once(("seal".to_owned(), &self.key)).chain(previous)
+    }
+}
+
+impl fmt::Display for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SealKey::File { path } => write!(f, "{}", path.display()),
+            SealKey::AwsKms { key_id } => write!(f, "aws-kms:{key_id}"),
+        }
+    }
+}
+
+/// How AWS KMS is reached and used, by the backend and the seal of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AwsKms {
+    /// `None`: as the AWS environment or profile says.
+    pub region: Option<String>,
+    /// `None`: the service's own for the region, or as the AWS environment says.
+    pub endpoint_url: Option<String>,
+    /// How long one attempt at a signature may take; `sign_deadline` covers them all.
+    pub attempt_timeout: Span,
+    /// Signatures under way at once, over all keysets.
+    pub concurrency: u32,
+    /// Days from the retirement of a key to its deletion, 7 to 30: how long a mistake can be undone.
+    pub deletion_window_days: u8,
+    /// How old a key of ours without alias, left over by a crash, must be to be deleted.
+    pub cleanup_after: Span,
 }
 
 /// How to log.
@@ -318,8 +366,9 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     }
     let path = |path: &Path| path.display().to_string();
     compare("store.path", path(&old.store.path), path(&new.store.path));
-    compare("seal.path", path(&old.seal.path), path(&new.seal.path));
+    compare("seal", old.seal.key.to_string(), new.seal.key.to_string());
     compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
+    compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
     compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
     compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
     changes
@@ -335,7 +384,7 @@ fn describe_listener(config: &Config, table: &str) -> String {
 }
 
 fn describe_previous(seal: &Seal) -> String {
-    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.path.display())).collect();
+    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.key)).collect();
     named.sort();
     if named.is_empty() { "none".to_owned() } else { named.join(", ") }
 }

@@ -150,14 +150,14 @@ tables! {
         kind: String,
         path: PathBuf,
         previous: Named<PreviousSeal>,
-        key_id: AwsKms,
+        key_id: String,
         key: InlineSealKey,
         secret: InlineSealKey,
     }
     PreviousSeal {
         kind: String,
         path: PathBuf,
-        key_id: AwsKms,
+        key_id: String,
         key: InlineSealKey,
         secret: InlineSealKey,
     }
@@ -204,7 +204,18 @@ tables! {
         backdate: Span,
     }
     Backends {
-        aws_kms "aws-kms": AwsKms,
+        aws_kms "aws-kms": AwsKmsBackend,
+    }
+    AwsKmsBackend {
+        region: String,
+        endpoint_url: String,
+        attempt_timeout: Span,
+        concurrency: u32,
+        deletion_window: Span,
+        cleanup_after: Span,
+        access_key_id: AwsCredentials,
+        secret_access_key: AwsCredentials,
+        session_token: AwsCredentials,
     }
     Log {
         format: String,
@@ -237,11 +248,13 @@ macro_rules! refused {
 
 refused! {
     MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
-    AwsKms: "this release has no AWS KMS: use backend = \"local\" with a seal of kind = \"file\"";
+    AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
+        profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where (`file` or \
         `env` of an admin token, `token_file` of a signer client)";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and `key_file`";
-    InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`";
+    InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
+        key in AWS KMS with `key_id`";
 }
 
 /// Tables with names, in the order of the file. Those whose name is not one are left out and reported.

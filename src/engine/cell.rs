@@ -26,6 +26,7 @@ pub struct KeysetCell {
     pub metrics: KeysetMetrics,
     pub signing_metrics: ArcSwap<SigningMetrics>,
     pub pool: SigningPool,
+    pub remote: RemoteHealth,
     /// Whoever holds it may write the keyring; it remembers what was stored last.
     pub(super) writer: Mutex<Writer>,
     pub(super) wake: Notify,
@@ -44,7 +45,10 @@ pub(super) struct Writer {
 pub struct IssuerCell {
     pub url: String,
     pub policy: ArcSwap<IssuerPolicy>,
+    /// What is rendered; [`served`](Self::served) is what the public may see of it.
     pub document: ArcSwapOption<JwksDocument>,
+    /// The issuer begins while listeners are open: nothing is served before all its keysets have their first key.
+    withheld: AtomicBool,
     pub metrics: IssuerMetrics,
     /// Whoever holds it may add a key to the issuer's JWKS: the limit counts all its keysets.
     pub(super) admission: Mutex<()>,
@@ -62,6 +66,7 @@ impl IssuerCell {
             url: policy.url.clone(),
             policy: ArcSwap::from_pointee(policy),
             document: ArcSwapOption::empty(),
+            withheld: AtomicBool::new(false),
             metrics,
             admission: Mutex::new(()),
             rendering: std::sync::Mutex::new(()),
@@ -80,22 +85,74 @@ impl IssuerCell {
         Some(self.resumed.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN)
     }
 
+    /// The document that the public listener answers with.
+    pub fn served(&self) -> Option<Arc<JwksDocument>> {
+        if self.is_withheld() { None } else { self.document.load_full() }
+    }
+
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn withhold(&self, withheld: bool) {
+        self.withheld.store(withheld, Ordering::SeqCst);
+    }
+
     /// Whether the issuer's document has keys of other keysets too.
     pub fn serves_others(&self, snapshot: &KeysetSnapshot) -> bool {
         let own = snapshot.keyring.published().count();
-        self.document.load().as_ref().is_some_and(|document| document.keys as usize > own)
+        self.served().as_ref().is_some_and(|document| document.keys as usize > own)
     }
 
     pub fn set_resumed_boot_ms(&self, at: i64) {
         self.resumed.store(at, Ordering::Relaxed);
     }
+
+    /// As [`set_resumed_boot_ms`](Self::set_resumed_boot_ms), unless a later silence is known.
+    pub fn resumed_not_before_boot_ms(&self, at: i64) {
+        self.resumed.fetch_max(at, Ordering::Relaxed);
+    }
 }
 
-/// Bounds what one keyset's slow signatures take of the machine.
+/// Whether the active key signs, where that is not up to this process. Local keys do not use it.
+#[derive(Default)]
+pub struct RemoteHealth {
+    signs: AtomicBool,
+    probing: AtomicBool,
+}
+
+impl RemoteHealth {
+    /// The last attempt succeeded. A key that was never tried is not known to sign.
+    pub fn signs(&self) -> bool {
+        self.signs.load(Ordering::Relaxed)
+    }
+
+    /// Notes how an attempt went; whether that is news.
+    pub(super) fn note(&self, signs: bool) -> bool {
+        self.signs.swap(signs, Ordering::Relaxed) != signs
+    }
+
+    /// Whether the caller is to try now: nobody else does. [`probed`](Self::probed) ends it.
+    pub(super) fn begin_probe(&self) -> bool {
+        !self.probing.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn probed(&self) {
+        self.probing.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Bounds what one keyset's slow signatures take of the machine, and what they ask of a remote backend.
 pub struct SigningPool {
     pub permits: Arc<Semaphore>,
     pub waiting: AtomicUsize,
+    /// Retries that may still be made: each takes one, each success gives one back.
+    retries: AtomicUsize,
 }
+
+/// Retries in a row without a success in between, at most. Beyond that a failing backend sees each request once: the
+/// retries can never be more than what succeeds.
+const RETRY_BUDGET: usize = 100;
 
 /// Requests that may wait for a signature of one keyset before further ones are turned away.
 pub const QUEUE: usize = 1024;
@@ -105,7 +162,22 @@ pub const REMOTE_CONCURRENCY: usize = 128;
 
 impl SigningPool {
     pub fn new(concurrency: usize) -> Self {
-        SigningPool { permits: Arc::new(Semaphore::new(concurrency)), waiting: AtomicUsize::new(0) }
+        SigningPool {
+            permits: Arc::new(Semaphore::new(concurrency)),
+            waiting: AtomicUsize::new(0),
+            retries: AtomicUsize::new(RETRY_BUDGET),
+        }
+    }
+
+    /// Whether one more retry may be made.
+    pub(super) fn may_retry(&self) -> bool {
+        self.retries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    pub(super) fn succeeded(&self) {
+        let _ = self
+            .retries
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left < RETRY_BUDGET).then_some(left + 1));
     }
 
     /// A place in the queue; `None` when it is full.

@@ -16,6 +16,8 @@ use crate::telemetry::metrics::BackendOperation;
 pub enum CommandError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error("the seal has not been opened yet, so nothing can be changed")]
+    Sealed,
     #[error("the keyset is frozen: {reason}")]
     Frozen { reason: Arc<str> },
     #[error("the change could not be stored: {cause}")]
@@ -48,6 +50,9 @@ impl Engine {
         request: Request,
         material: Option<PrivateKeyMaterial>,
     ) -> Result<Outcome, CommandError> {
+        if self.is_sealed() && cell.snapshot.load().frozen.is_none() {
+            return Err(CommandError::Sealed);
+        }
         let (engine, cell) = (self.clone(), cell.clone());
         let work = tokio::spawn(async move { engine.carry_out(&cell, request, material).await });
         work.await

@@ -14,6 +14,18 @@ use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::Alive;
 
 impl Engine {
+    /// Reads what the last run recorded, and takes it over.
+    pub async fn resume(&self) {
+        let Ok(ledger) = self.ledger() else { return };
+        match ledger.read_alive().await {
+            Ok(alive) => self.resume_from(alive.as_ref()),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
+                self.resume_from(Some(&Alive::long_ago()));
+            }
+        }
+    }
+
     /// Takes over what the last run recorded: the time it was last alive, silences and delays that still count.
     /// A clock behind that time freezes; a gap longer than the longest overlap delays removals (DESIGN §3.13).
     pub fn resume_from(&self, alive: Option<&Alive>) {
@@ -40,7 +52,10 @@ impl Engine {
         if reading.frozen {
             tracing::error!(recorded = %recorded, "the clock is behind the last recorded time: nothing that waits for time happens until it is right or accepted");
         }
-        let gap = reading.now.since(alive.at);
+        // With a seal that was late it publishes already, and the gap ended when that began.
+        let boot = self.clock.boot();
+        let began = self.open_since().unwrap_or(boot);
+        let gap = (reading.now - boot.saturating_sub(began)).since(alive.at);
         let longest = self.longest_overlap();
         let delay = if gap > longest { longest } else { alive.removals_delay };
         if !delay.is_zero() {
@@ -49,17 +64,16 @@ impl Engine {
         if gap > longest && !longest.is_zero() {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
-        let boot = self.clock.boot().as_millis();
         for issuer in &self.directory().issuers {
             if let Some(sampled) = alive.sampled.get(&issuer.url) {
-                issuer.probes().resume(&self.keyrings_of(issuer), *sampled, reading.now, boot);
+                issuer.probes().resume(&self.keyrings_of(issuer), *sampled, reading.now, boot.as_millis());
             }
             // A frozen clock hides how long the gap was.
             if reading.frozen || gap > issuer.policy.load().max_age {
-                issuer.set_resumed_boot_ms(self.clock.boot().as_millis());
+                issuer.resumed_not_before_boot_ms(began.as_millis());
             } else if let Some(resumed) = alive.resumed.get(&issuer.url) {
                 let ago = reading.now.since(*resumed);
-                issuer.set_resumed_boot_ms(self.clock.boot().as_millis() - ago.as_millis());
+                issuer.resumed_not_before_boot_ms(boot.as_millis() - ago.as_millis());
             }
         }
     }
@@ -94,7 +108,8 @@ impl Engine {
         self.last_beat.store(self.clock.boot().as_millis(), Ordering::Relaxed);
         let reading = self.clock.read();
         self.metrics.set_clock_frozen(reading.frozen);
-        if reading.frozen || !self.is_open() {
+        let Ok(ledger) = self.ledger() else { return };
+        if reading.frozen || !self.is_open() || self.is_sealed() {
             return; // Nothing is recorded with a time that may be wrong, nor before anything is published.
         }
         let boot = self.clock.boot().as_millis();
@@ -115,7 +130,7 @@ impl Engine {
             latest: self.clock.latest(),
             sampled: sampled.collect(),
         };
-        let failing = match self.ledger.write_alive(&alive).await {
+        let failing = match ledger.write_alive(&alive).await {
             Ok(()) => false,
             Err(error) => {
                 if !self.heartbeat_failing.load(Ordering::Relaxed) {
@@ -187,6 +202,10 @@ impl Engine {
     pub(super) fn is_silent(&self, max_age: Span, boot: Span) -> bool {
         let last = Span::from_millis(self.last_beat.load(Ordering::Relaxed));
         self.is_open() && boot.saturating_sub(last) > max_age.max(heartbeat_interval(max_age).times(3))
+    }
+
+    fn open_since(&self) -> Option<Span> {
+        Some(self.open_since.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN).map(Span::from_millis)
     }
 
     fn interval(&self) -> Span {

@@ -7,6 +7,7 @@ pub mod probes;
 mod publish;
 mod reconcile;
 pub mod scheduler;
+mod seal;
 pub mod signing;
 pub mod snapshot;
 mod start;
@@ -15,8 +16,8 @@ pub mod view;
 pub mod whole;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
@@ -30,7 +31,7 @@ use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX};
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring};
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::Ledger;
+use crate::store::ledger::{Ledger, Unauthenticated};
 use crate::telemetry::metrics::Metrics;
 
 pub use cell::{Directory, IssuerCell, KeysetCell, Route, RouteKind};
@@ -47,7 +48,14 @@ pub const JWKS_BYTES_MAX: usize = 50_000;
 pub struct Engine {
     pub clock: Arc<TrustedClock>,
     pub metrics: Arc<Metrics>,
-    ledger: Arc<Ledger>,
+    /// Arrives when the seal opens; nothing can be written before.
+    ledger: OnceLock<Arc<Ledger>>,
+    /// What the store says of itself, while the seal is out of reach.
+    claims: Option<Unauthenticated>,
+    /// The seal has not been opened: records are served as they are, and nothing else happens.
+    sealed: AtomicBool,
+    /// Whoever holds it may exchange the directory.
+    configuring: tokio::sync::Mutex<()>,
     backends: HashMap<&'static str, Arc<dyn Backend>>,
     /// Seals imported private keys, where a backend can.
     importer: Option<Arc<dyn ImportPrivate>>,
@@ -55,6 +63,8 @@ pub struct Engine {
     settings: ArcSwap<Settings>,
     /// The public listener answers.
     open: AtomicBool,
+    /// Boot time since when it does, in milliseconds.
+    open_since: AtomicI64,
     /// Boot time until which removals wait, in milliseconds.
     removals_wait: AtomicI64,
     heartbeat_failing: AtomicBool,
@@ -91,24 +101,45 @@ pub struct Declared {
     pub fits: bool,
 }
 
+/// Where the engine's keyrings come from.
+pub enum Records {
+    Authenticated(Arc<Ledger>),
+    /// The seal could not be reached yet; [`Engine::unseal`] follows.
+    Sealed(Unauthenticated),
+}
+
+impl From<Arc<Ledger>> for Records {
+    fn from(ledger: Arc<Ledger>) -> Self {
+        Records::Authenticated(ledger)
+    }
+}
+
 impl Engine {
     pub fn new(
         clock: Arc<TrustedClock>,
-        ledger: Arc<Ledger>,
+        records: impl Into<Records>,
         backends: impl IntoIterator<Item = Arc<dyn Backend>>,
         importer: Option<Arc<dyn ImportPrivate>>,
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Arc<Engine> {
+        let (ledger, claims) = match records.into() {
+            Records::Authenticated(ledger) => (OnceLock::from(ledger), None),
+            Records::Sealed(claims) => (OnceLock::new(), Some(claims)),
+        };
         Arc::new(Engine {
             clock,
             metrics,
+            sealed: AtomicBool::new(claims.is_some()),
             ledger,
+            claims,
+            configuring: tokio::sync::Mutex::default(),
             backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
             settings: ArcSwap::from_pointee(settings),
             open: AtomicBool::new(false),
+            open_since: AtomicI64::new(i64::MIN),
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),
@@ -134,12 +165,9 @@ impl Engine {
         self.settings.store(Arc::new(settings));
     }
 
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
-    }
-
     pub fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire)
+        // Whoever opens the listeners and whoever opens the seal each look whether the other is done.
+        self.open.load(Ordering::SeqCst)
     }
 
     /// What the planner has to know, as of now.
@@ -223,7 +251,7 @@ impl Engine {
 
     fn identity(&self, keyring: &Keyring, serial: u64) -> KeyIdentity {
         KeyIdentity {
-            installation: self.ledger.installation().id.clone(),
+            installation: self.installation().map(|installation| installation.id.clone()).unwrap_or_default(),
             lineage: keyring.lineage.clone(),
             keyset: keyring.keyset.clone(),
             serial,

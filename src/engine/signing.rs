@@ -19,7 +19,7 @@ use crate::keyring::claims::{ClaimError, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::time::Timestamp;
 use crate::telemetry::audit::{SignatureLine, signature};
-use crate::telemetry::metrics::SigningFailure;
+use crate::telemetry::metrics::{BackendOperation, SigningFailure};
 
 /// A signed token.
 #[derive(Clone)]
@@ -43,9 +43,16 @@ pub enum SignFailure {
     Ours { reason: SigningFailure, cause: String },
 }
 
-/// Attempts of one request at a remote backend within its deadline.
-const REMOTE_ATTEMPTS: u32 = 3;
-const REMOTE_PAUSE: Duration = Duration::from_millis(20);
+/// Attempts of one request at a remote backend, as far as its deadline allows.
+const REMOTE_ATTEMPTS: u32 = 6;
+/// The first pause between two of them is at most this; each further one twice that of the one before.
+const REMOTE_PAUSE: Duration = Duration::from_millis(25);
+const REMOTE_PAUSE_MAX: Duration = Duration::from_millis(400);
+/// Less time than this is not worth another attempt; it also keeps the attempt's end before the request's.
+const REMOTE_SPARE: Duration = Duration::from_millis(10);
+
+/// What a probe has signed. It is no JWS: those contain a dot.
+const PROBE: &[u8] = b"jwksd asks whether this key signs";
 
 impl Engine {
     /// Signs the claims of `request` with the keyset's active key. `audiences` limits the client; `client` is its name
@@ -98,6 +105,9 @@ impl Engine {
         let snapshot = cell.snapshot.load();
         let jti = random_jti();
         let prepared = snapshot.rules.issue(request, now, &jti, audiences)?;
+        if self.is_sealed() || cell.issuer.is_withheld() {
+            return Err(ours(SigningFailure::BackendUnavailable, "the seal has not been opened yet"));
+        }
         let Some(active) = snapshot.active.clone() else {
             return Err(ours(SigningFailure::NoActiveKey, "no key is active"));
         };
@@ -164,27 +174,82 @@ impl Engine {
         signer: Arc<dyn RemoteSigner>,
         message: &str,
     ) -> Result<Vec<u8>, SignFailure> {
-        self.in_turn(cell, SigningFailure::BackendTimeout, async {
-            let mut failures = 0;
-            let signature = loop {
-                match signer.sign(message.as_bytes()).await {
-                    Ok(signature) => break signature,
-                    Err(error)
-                        if transient(error.kind) && failures + 1 < REMOTE_ATTEMPTS && !active.door.is_closed() =>
-                    {
-                        failures += 1;
-                        let jitter = u32::from(random_byte()) % 16;
-                        tokio::time::sleep(REMOTE_PAUSE * (1 << failures) + Duration::from_millis(u64::from(jitter)))
-                            .await;
+        let began = self.clock.clock().monotonic();
+        let limit = self.settings.load().sign_deadline.to_std();
+        let left = || (began + limit).saturating_sub(self.clock.clock().monotonic()).saturating_sub(REMOTE_SPARE);
+        let signed = self
+            .in_turn(cell, SigningFailure::BackendTimeout, async {
+                let mut attempt = 0;
+                let signature = loop {
+                    attempt += 1;
+                    let error = match self.attempt_remote(active, &*signer, message.as_bytes(), left()).await {
+                        Ok(signature) => break signature,
+                        Err(error) => error,
+                    };
+                    let pause = pause_before(attempt);
+                    let again = transient(error.kind)
+                        && attempt < REMOTE_ATTEMPTS
+                        && left() > pause
+                        && !active.door.is_closed()
+                        && cell.pool.may_retry();
+                    if !again {
+                        return Err(failed(error));
                     }
-                    Err(error) => return Err(failed(error)),
-                }
-            };
-            verify(active.algorithm, &active.public, message.as_bytes(), &signature)
-                .map_err(|error| ours(SigningFailure::VerificationFailed, &chain(&error)))?;
-            Ok(signature)
-        })
-        .await
+                    tokio::time::sleep(pause).await;
+                };
+                cell.pool.succeeded();
+                verify(active.algorithm, &active.public, message.as_bytes(), &signature)
+                    .map_err(|error| ours(SigningFailure::VerificationFailed, &chain(&error)))?;
+                Ok(signature)
+            })
+            .await;
+        note_health(cell, signed.as_ref().err());
+        signed
+    }
+
+    /// One call, counted and timed.
+    async fn attempt_remote(
+        &self,
+        active: &ActiveKey,
+        signer: &dyn RemoteSigner,
+        message: &[u8],
+        limit: Duration,
+    ) -> Result<Vec<u8>, BackendError> {
+        let late = |_| BackendError {
+            backend: self.backend(&active.backend).map_or("unknown", |backend| backend.name()),
+            operation: "sign",
+            kind: BackendErrorKind::Timeout,
+            source: None,
+        };
+        let call = async { timeout(limit, signer.sign(message)).await.map_err(late)? };
+        match self.backend(&active.backend) {
+            Some(backend) => self.timed(backend, BackendOperation::Sign, call).await,
+            None => call.await,
+        }
+    }
+
+    /// Finds out in the background whether a remote active key signs, unless somebody does already. The keyset is
+    /// notified when the answer is news.
+    pub(super) fn probe(self: &Arc<Self>, cell: &Arc<KeysetCell>) {
+        let Some(active) = cell.snapshot.load().active.clone() else { return };
+        let Signer::Remote(signer) = active.signer.clone() else { return };
+        if !cell.remote.begin_probe() {
+            return;
+        }
+        let (engine, cell) = (self.clone(), cell.clone());
+        tokio::spawn(async move {
+            let limit = engine.settings.load().sign_deadline.to_std();
+            let signed = engine.attempt_remote(&active, &*signer, PROBE, limit).await.map_err(failed);
+            let verified = signed.and_then(|signature| {
+                verify(active.algorithm, &active.public, PROBE, &signature)
+                    .map_err(|error| ours(SigningFailure::VerificationFailed, &chain(&error)))
+            });
+            cell.remote.probed();
+            if let Err(SignFailure::Ours { reason, cause }) = &verified {
+                tracing::warn!(keyset = %cell.name, kid = %active.kid, reason = reason.as_str(), error = %cause, "the active key does not sign; it is tried again");
+            }
+            note_health(&cell, verified.as_ref().err());
+        });
     }
 
     /// Waits for one of the keyset's places, then works, all within the deadline.
@@ -205,6 +270,35 @@ impl Engine {
         let result = bounded.await.unwrap_or_else(|_| Err(ours(late, "no signature within sign_deadline")));
         drop(place);
         result
+    }
+}
+
+/// Full jitter: those that failed together do not come back together.
+fn pause_before(attempt: u32) -> Duration {
+    let most = REMOTE_PAUSE.saturating_mul(1 << attempt.min(10)).min(REMOTE_PAUSE_MAX);
+    let millis = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(5 + millis * u64::from(random_byte()) / 255)
+}
+
+/// Remembers whether the active key of a remote backend signs. A full queue and throttling say nothing about that.
+fn note_health(cell: &KeysetCell, failure: Option<&SignFailure>) {
+    let signs = match failure {
+        None => true,
+        Some(SignFailure::Ours { reason, .. }) => match reason {
+            SigningFailure::BackendUnavailable
+            | SigningFailure::BackendTimeout
+            | SigningFailure::BackendDenied
+            | SigningFailure::KeyDisabled
+            | SigningFailure::VerificationFailed => false,
+            SigningFailure::BackendThrottled
+            | SigningFailure::StaleKeyring
+            | SigningFailure::NoActiveKey
+            | SigningFailure::Overload => return,
+        },
+        Some(SignFailure::Claims(_)) => return,
+    };
+    if cell.remote.note(signs) {
+        cell.wake.notify_one();
     }
 }
 
@@ -248,6 +342,12 @@ fn signature_line(cell: &KeysetCell, active: &ActiveKey, jti: &str, client: &str
 }
 
 impl KeysetCell {
+    /// The active key is a remote one, and the last attempt to sign with it failed, or there was none yet.
+    pub fn is_known_not_to_sign(&self) -> bool {
+        let remote = self.snapshot.load().active.as_ref().is_some_and(|key| matches!(key.signer, Signer::Remote(_)));
+        remote && !self.remote.signs()
+    }
+
     /// Requests waiting for a signature now.
     pub fn queued(&self) -> usize {
         self.pool.waiting.load(Ordering::Relaxed)

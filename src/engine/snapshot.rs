@@ -31,6 +31,8 @@ pub struct KeysetSnapshot {
     pub backoff: BTreeMap<SlowStep, Backoff>,
     /// Why nothing is written any more, if the record cannot be trusted.
     pub frozen: Option<Arc<str>>,
+    /// Nobody has proved the keyring yet, or the check failed.
+    pub unauthenticated: bool,
     /// The last write failed.
     pub store_failing: bool,
 }

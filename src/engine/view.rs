@@ -17,6 +17,8 @@ pub struct Sight {
     pub snapshot: Arc<KeysetSnapshot>,
     pub outlook: Outlook,
     pub alarms: BTreeSet<Alarm>,
+    /// There is an active key, and nothing is known to keep it from signing.
+    pub can_sign: bool,
     pub now: Timestamp,
 }
 
@@ -43,7 +45,7 @@ impl Health {
 impl Sight {
     pub fn health(&self) -> Health {
         let drained = self.snapshot.keyring.drained;
-        if self.snapshot.active.is_none() && !drained {
+        if !self.can_sign && !drained {
             Health::Failing
         } else if self.alarms.is_empty() {
             Health::Ok
@@ -63,6 +65,9 @@ impl Engine {
         if snapshot.frozen.is_some() {
             alarms.insert(Alarm::Frozen);
         }
+        if snapshot.unauthenticated {
+            alarms.insert(Alarm::Unauthenticated);
+        }
         if snapshot.store_failing {
             alarms.insert(Alarm::StoreUnavailable);
         }
@@ -70,8 +75,13 @@ impl Engine {
             alarms.insert(Alarm::HeartbeatFailed);
         }
         alarms.extend(cell.issuer.probes().alarms());
+        let silent = cell.is_known_not_to_sign();
+        if silent {
+            alarms.insert(Alarm::BackendUnavailable);
+        }
+        let can_sign = snapshot.active.is_some() && !silent;
         let now = facts.now;
-        Sight { outlook, alarms, now, snapshot }
+        Sight { can_sign, outlook, alarms, now, snapshot }
     }
 
     /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.

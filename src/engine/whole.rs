@@ -1,6 +1,7 @@
 //! Operators' requests to the daemon as a whole: kept, as a keyset's are, in the record of what they concern.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::reconcile::chain;
 use crate::keyring::decide::{Idempotency, Refusal};
 use crate::keyring::record::Journal;
 use crate::keyring::time::Timestamp;
-use crate::store::ledger::Amended;
+use crate::store::ledger::{Amended, Ledger};
 
 /// Who asks for something that concerns no single keyset, why and how.
 #[derive(Clone, Debug)]
@@ -44,6 +45,7 @@ impl Engine {
     /// # Errors
     /// Refused, or the installation's record could not be written. Repeat it with the same Idempotency-Key.
     pub async fn accept_clock(&self, request: &WholeRequest) -> Result<Value, CommandError> {
+        let ledger = self.open_ledger()?;
         let _turn = self.turn.lock().await;
         if let Some(answer) = self.answered(request)? {
             return Ok(answer);
@@ -57,7 +59,7 @@ impl Engine {
         }
         let answer = |generation| ClockAnswer { action: "clock-accept", dry_run, generation, at, was_frozen };
         if dry_run || request.idempotency.is_none() {
-            return Ok(value(&answer(self.ledger().generation())));
+            return Ok(value(&answer(ledger.generation())));
         }
         // Where nothing was frozen this is the first write.
         let expected = request.if_generation.filter(|_| !was_frozen);
@@ -79,6 +81,7 @@ impl Engine {
         reload: impl Future<Output = Result<T, E>>,
         answer: impl Fn(&T, u64) -> Value,
     ) -> Result<Result<Value, E>, CommandError> {
+        let ledger = self.open_ledger()?;
         let _turn = self.turn.lock().await;
         if let Some(answer) = self.answered(request)? {
             return Ok(Ok(answer));
@@ -97,7 +100,7 @@ impl Engine {
             // It has happened, whatever becomes of the record of it.
             Err(error) if request.idempotency.is_none() => {
                 tracing::error!(error = %chain(&error), "the reload could not be written into the audit log");
-                self.ledger().generation()
+                ledger.generation()
             }
             Err(error) => return Err(error),
         };
@@ -106,19 +109,24 @@ impl Engine {
 
     /// The answer that the same request got before; refuses what is not to be carried out.
     fn answered(&self, request: &WholeRequest) -> Result<Option<Value>, CommandError> {
-        let installation = self.ledger().installation();
+        let ledger = self.open_ledger()?;
+        let installation = ledger.installation();
         if let Some(answer) = installation.journal.replay(request.idempotency.as_ref(), self.clock.now())? {
             return Ok(Some(answer.clone()));
         }
-        let current = self.ledger().generation();
+        let current = ledger.generation();
         match request.if_generation {
             Some(expected) if expected != current => Err(Refusal::GenerationMismatch { current }.into()),
             _ => Ok(None),
         }
     }
 
+    fn open_ledger(&self) -> Result<&Arc<Ledger>, CommandError> {
+        self.writable().map_err(|_| CommandError::Sealed)
+    }
+
     async fn amend(&self, expected: Option<u64>, amend: impl Fn(&mut Journal, u64)) -> Result<u64, CommandError> {
-        match self.ledger().amend_journal(expected, amend).await {
+        match self.open_ledger()?.amend_journal(expected, amend).await {
             Ok(Amended::At { generation }) => Ok(generation),
             Ok(Amended::MovedOn { current }) => Err(Refusal::GenerationMismatch { current }.into()),
             Err(error) => Err(CommandError::Store { cause: chain(&error) }),

@@ -49,6 +49,9 @@ pub(super) struct Actor {
     pub name: Name,
 }
 
+/// While the seal is out of reach it is tried at least this often.
+pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
+
 /// Longest reason that is kept.
 const REASON_MAX: usize = 1000;
 
@@ -293,7 +296,9 @@ pub struct ClockView {
 
 #[utoipa::path(get, path = "/v1/clock", tag = "admin", responses((status = 200, body = ClockView)))]
 pub(super) async fn show_clock(State(state): State<AdminState>) -> Response {
-    let (reading, generation) = (state.engine.clock.read(), state.engine.ledger().generation());
+    // Before the seal is open there is nothing that a change could be bound to.
+    let generation = state.engine.ledger().map_or(0, |ledger| ledger.generation());
+    let reading = state.engine.clock.read();
     let view = ClockView { now: reading.now, frozen: reading.frozen, generation };
     ([(ETAG, etag(generation))], Json(view)).into_response()
 }
@@ -504,6 +509,7 @@ pub(super) fn etag(generation: u64) -> HeaderValue {
 fn problem_of(error: &CommandError) -> Problem {
     match error {
         CommandError::Refused(refusal) => problem_of_refusal(refusal),
+        CommandError::Sealed => Problem::new(ProblemType::SealUnavailable).cause(error).retry_after(SEAL_RETRY_SECONDS),
         CommandError::Frozen { reason } => {
             Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
         }

@@ -152,7 +152,9 @@ pub(super) fn page(engine: &Engine, query: &AuditQuery) -> Result<AuditPage, Pro
         }
     }
     if query.keyset.is_none() {
-        journals.push(JournalRead::new("", &engine.ledger().installation().journal, &cursor));
+        if let Some(installation) = engine.installation() {
+            journals.push(JournalRead::new("", &installation.journal, &cursor));
+        }
     }
     let items = merge(&mut journals);
     cursor.named.extend(journals.iter().map(|journal| (journal.name.clone(), journal.position())));

@@ -50,7 +50,7 @@ async fn ready_to_publish(State(state): State<OpsState>) -> Response {
     let directory = state.engine.directory();
     for issuer in &directory.issuers {
         let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
-        if wanted && issuer.document.load().is_none() {
+        if wanted && issuer.served().is_none() {
             missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
         }
     }
@@ -59,10 +59,16 @@ async fn ready_to_publish(State(state): State<OpsState>) -> Response {
 
 async fn ready_to_sign(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
+    if state.engine.is_sealed() {
+        missing.push("the seal has not been opened yet".to_owned());
+    }
     for cell in &state.engine.directory().order {
         let snapshot = cell.snapshot.load();
         if snapshot.active.is_none() && !snapshot.keyring.drained {
             missing.push(format!("keyset {} has no active key", cell.name));
+        }
+        if cell.is_known_not_to_sign() {
+            missing.push(format!("the backend of keyset {} does not sign", cell.name));
         }
     }
     answer(missing)

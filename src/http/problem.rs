@@ -203,9 +203,6 @@ macro_rules! problem_types {
             /// Every type, ordered by status, for the README and for metrics.
             pub const ALL: &'static [ProblemType] = &[$(ProblemType::$variant),+];
 
-            /// Types that this release never answers with: a released slug keeps its meaning.
-            pub const RESERVED: &'static [ProblemType] = &[ProblemType::SealUnavailable];
-
             /// The last part of the `type` URN.
             pub const fn slug(self) -> &'static str {
                 match self { $(ProblemType::$variant => $slug),+ }

@@ -21,7 +21,8 @@ pub enum Alarm {
     Absent,
     /// The record cannot be trusted; the last good set is served and nothing is written.
     Frozen,
-    /// The seal could not be reached yet; records are served unauthenticated.
+    /// The seal could not be reached yet and the record is served unauthenticated; or it failed the check and its keys
+    /// are not served any more.
     Unauthenticated,
     /// The wall clock stepped or lags behind what was recorded.
     ClockFrozen,
@@ -45,7 +46,7 @@ pub enum Alarm {
     KeyDisabled,
     /// Waiting keys have another algorithm, which an operator has not confirmed.
     AlgorithmUnconfirmed,
-    /// The backend does not make keys.
+    /// The backend does not make keys, or does not sign.
     BackendUnavailable,
     /// A private key that should be destroyed is not yet.
     DestructionPending,

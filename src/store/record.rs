@@ -94,8 +94,8 @@ pub fn open_record<'a>(
     unverified.authenticate(location, keys)
 }
 
-/// A record whose format, kind and name are right but whose authentication is still to be checked. Only the
-/// installation is read in this state, since it holds the wrapped keys that authenticate it.
+/// A record whose format, kind and name are right but whose authentication is still to be checked. The installation is
+/// read in this state, since it holds the wrapped keys that authenticate it; everything, while the seal is out of reach.
 pub struct UnverifiedRecord<'a> {
     envelope: Envelope<'a>,
     previous: Option<Digest>,
@@ -203,6 +203,26 @@ impl<'a> UnverifiedRecord<'a> {
     /// The installation that the record claims to belong to.
     pub fn installation(&self) -> &str {
         &self.envelope.installation
+    }
+
+    /// The history that the record claims to belong to.
+    pub fn lineage(&self) -> &str {
+        &self.envelope.lineage
+    }
+
+    /// The claimed generation.
+    pub fn generation(&self) -> u64 {
+        self.envelope.generation
+    }
+
+    /// The claimed predecessor's digest.
+    pub fn previous(&self) -> Option<Digest> {
+        self.previous
+    }
+
+    /// Digest of the record's bytes.
+    pub fn digest(&self) -> Digest {
+        self.digest
     }
 
     /// The claimed body. Trust nothing in it before [`authenticate`](Self::authenticate).

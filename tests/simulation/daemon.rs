@@ -16,7 +16,7 @@ use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
-use jwksd::store::ledger::{Alive, Ledger, SealEvidence};
+use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::telemetry::metrics::Metrics;
 
 use crate::store::FaultyStore;
@@ -146,10 +146,7 @@ impl Daemon {
         let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
         let engine = Engine::new(clock, ledger, backends, None, Arc::new(Metrics::new()), settings);
         engine.configure(&self.declared).await.map_err(|errors| format!("{errors:?}"))?;
-        match engine.ledger().read_alive().await {
-            Ok(alive) => engine.resume_from(alive.as_ref()),
-            Err(_) => engine.resume_from(Some(&Alive::long_ago())),
-        }
+        engine.resume().await;
         engine.reconcile_all().await;
         engine.confirm_created().await.map_err(|error| error.to_string())?;
         engine.opened().await;

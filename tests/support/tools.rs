@@ -22,6 +22,11 @@ pub fn envoy() -> PathBuf {
     tool("JWKSD_TEST_ENVOY", "venv/bin/envoy")
 }
 
+/// Python 3.13 with the packages of `tests/interop/localstack/requirements.txt`.
+pub fn localstack() -> PathBuf {
+    tool("JWKSD_TEST_LOCALSTACK", "localstack/bin/python")
+}
+
 pub fn go() -> PathBuf {
     tool("JWKSD_TEST_GO", "/usr/bin/go")
 }

@@ -34,8 +34,11 @@ const LONGEST_BACKDATE: Span = Span::HOUR;
 /// The claims that the daemon itself sets.
 const OWN_CLAIMS: [&str; 5] = ["exp", "iat", "nbf", "iss", "jti"];
 
+/// What a keyset may name as its backend.
+const BACKENDS: [&str; 2] = ["local", "aws-kms"];
+
 /// Backends that other releases have.
-const LATER_BACKENDS: [&str; 5] = ["aws-kms", "openbao", "pkcs11", "gcp-kms", "azure-key-vault"];
+const LATER_BACKENDS: [&str; 4] = ["openbao", "pkcs11", "gcp-kms", "azure-key-vault"];
 
 pub(super) fn validate(
     raw: Option<raw::Named<raw::Keyset>>,
@@ -215,9 +218,12 @@ impl<'a> Resolver<'a> {
         let backend = given.unwrap_or_else(|| "local".to_owned());
         let path = format!("{path}.backend");
         if LATER_BACKENDS.contains(&backend.as_str()) {
-            self.report.refuse(path, format_args!("{backend:?} is not in this release, which has only \"local\""));
-        } else if backend != "local" {
-            let hint = suggest(&backend, &["local"]);
+            self.report.refuse(
+                path,
+                format_args!("{backend:?} is not in this release, which has only \"local\" and \"aws-kms\""),
+            );
+        } else if !BACKENDS.contains(&backend.as_str()) {
+            let hint = suggest(&backend, &BACKENDS);
             self.report.refuse(path, format_args!("{} is not one of its values; {hint}", quoted(&backend)));
         }
         backend

@@ -1,5 +1,6 @@
 //! From what the file says to what it means: every rule about a configuration that is not about time.
 
+mod aws_kms;
 mod issuers;
 mod keysets;
 mod listeners;
@@ -29,6 +30,7 @@ pub(super) struct Validated {
 pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     role(raw.role, report);
     let shutdown_delay = at_most("shutdown_delay", raw.shutdown_delay, LONGEST_SHUTDOWN_DELAY, report);
+    let aws_kms = aws_kms::validate(raw.backend.unwrap_or_default().aws_kms, report);
     let log = log(raw.log.unwrap_or_default(), report);
     let issuers = issuers::validate(raw.issuer, report);
     let names: HashSet<Name> =
@@ -48,6 +50,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
             seal,
             issuers,
             keysets,
+            aws_kms,
             log,
             shutdown_delay: shutdown_delay.unwrap_or(Span::ZERO),
         }),

@@ -177,7 +177,7 @@ fn is_waiting(key: &&Key) -> bool {
 
 impl Engine {
     /// Samples every probe until cancelled.
-    pub async fn probe(self: Arc<Self>, fetch: Arc<dyn Fetch>, cancel: CancellationToken) {
+    pub async fn watch_probes(self: Arc<Self>, fetch: Arc<dyn Fetch>, cancel: CancellationToken) {
         loop {
             let changed = self.reconfigured.notified();
             let issuers: Vec<_> = self.directory().issuers.clone();

@@ -9,6 +9,7 @@ mod initialise;
 mod installation;
 mod reseal;
 mod seen;
+mod unauthenticated;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
+pub use self::unauthenticated::Unauthenticated;
 
 use self::installation::unwrap_data_keys;
 use self::seen::{Position, SeenMark, overwrite};
@@ -297,7 +299,7 @@ impl Ledger {
         let entry = entry.ok_or_else(unlisted)?;
         let record = open_record(&location, &bytes, Kind::Keyring, keyset.as_str(), &self.keys)?;
         let keyring: Keyring = record.body(&location)?;
-        refuse_inconsistent(&location, keyset, &record, &keyring)?;
+        refuse_inconsistent(&location, keyset, &Position::of(&record), &keyring)?;
         if record.lineage != entry.lineage {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
@@ -450,12 +452,7 @@ fn prepare_installation(
 }
 
 /// Envelope and body are authenticated together; a difference is a writer's mistake, not an attack, and as dangerous.
-fn refuse_inconsistent(
-    location: &str,
-    keyset: &Name,
-    record: &OpenedRecord<'_>,
-    keyring: &Keyring,
-) -> Result<(), LedgerError> {
+fn refuse_inconsistent(location: &str, keyset: &Name, record: &Position, keyring: &Keyring) -> Result<(), LedgerError> {
     let problem = if keyring.keyset != *keyset {
         "its body is another keyset's"
     } else if keyring.lineage != record.lineage {

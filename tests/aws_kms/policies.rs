@@ -1,0 +1,1 @@
+//! The least IAM policies of deploy/aws, held against the calls that are made.
