@@ -204,6 +204,15 @@ impl Engine {
             })
             .await;
         note_health(cell, signed.as_ref().err());
+        match &signed {
+            Err(SignFailure::Ours { reason: SigningFailure::KeyDisabled, .. }) => {
+                if cell.remote.report(active.serial) {
+                    cell.wake.notify_one();
+                }
+            }
+            Ok(_) => cell.remote.absolve(active.serial),
+            Err(_) => {}
+        }
         signed
     }
 

@@ -74,6 +74,13 @@ impl Engine {
         if self.heartbeat_fails() {
             alarms.insert(Alarm::HeartbeatFailed);
         }
+        if cell
+            .remote
+            .disabled()
+            .is_some_and(|serial| snapshot.keyring.active().is_some_and(|key| key.serial == serial))
+        {
+            alarms.insert(Alarm::KeyDisabled);
+        }
         let silent = cell.is_known_not_to_sign();
         if silent {
             alarms.insert(Alarm::BackendUnavailable);

@@ -1,0 +1,45 @@
+//! What to do when a backend no longer signs with the active key although nobody here took it out of use (DESIGN §10).
+
+use super::change::Trigger;
+use super::plan::{Facts, is_propagated};
+use super::record::{KeyState, Keyring, Serial};
+use super::time::{Span, Timestamp};
+
+/// Between two switches of one keyset: whoever disables keys is not to run through all that wait.
+pub const SWITCH_INTERVAL: Span = Span::HOUR;
+
+/// What may be done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Promote the first of these that signs.
+    Switch(Vec<Serial>),
+    /// The last switch was less than [`SWITCH_INTERVAL`] ago.
+    WaitUntil(Timestamp),
+    /// No key waits that verifiers know and that they could read.
+    NoSuccessor,
+}
+
+/// Decides for a keyring whose active key is known to be disabled. Holds do not stop it: nothing would sign.
+pub fn remedy(keyring: &Keyring, facts: &Facts<'_>) -> Remedy {
+    let last = last_switch(keyring);
+    if let Some(until) = last.map(|at| at + SWITCH_INTERVAL).filter(|until| *until > facts.now) {
+        return Remedy::WaitUntil(until);
+    }
+    let ready = keyring.keys.iter().filter(|key| {
+        key.state == KeyState::Standby
+            && key.private.is_some()
+            && keyring.algorithm_agreed(key.algorithm)
+            && is_propagated(keyring, facts, key)
+    });
+    let mut serials: Vec<Serial> = ready.map(|key| key.serial).collect();
+    serials.sort_unstable();
+    if serials.is_empty() { Remedy::NoSuccessor } else { Remedy::Switch(serials) }
+}
+
+/// By the audit log, which is durable and part of the record.
+fn last_switch(keyring: &Keyring) -> Option<Timestamp> {
+    let switched =
+        |action: &str, reason: Option<&str>| action == "promoted" && reason == Some(Trigger::KeyDisabled.as_str());
+    let entries = keyring.journal.audit.iter().rev();
+    entries.filter(|entry| switched(&entry.action, entry.reason.as_deref())).map(|entry| entry.at).max()
+}
