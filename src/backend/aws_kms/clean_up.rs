@@ -3,7 +3,7 @@
 //! What may be deleted is narrow. A key counts as a leftover only if its tags name this installation, one of its
 //! keysets and that keyset's lineage; its nonce carries a code that only this installation's secret makes; it has no
 //! alias; no keyring names it; and it is older than `cleanup_after` (24 h), whereas a maker gives a key up that it could
-//! not claim within ten minutes. So a copy of the store that runs beside the original can delete nothing the original
+//! not claim within half of that. So a copy of the store that runs beside the original can delete nothing the original
 //! is making or using, and in the first 24 h after a lineage began there is nothing old enough to delete.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
