@@ -10,6 +10,8 @@ mod account;
 mod crashes;
 #[path = "aws_kms/failures.rs"]
 mod failures;
+#[path = "aws_kms/import.rs"]
+mod import;
 #[path = "aws_kms/policies.rs"]
 mod policies;
 #[path = "aws_kms/races.rs"]
