@@ -58,6 +58,18 @@ async fn hanging_at_the_first_start_it_opens_its_listeners_and_makes_its_keys_la
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_kms_that_hangs() {
+    let mut trial = Trial::start().await;
+    trial.proxy.next("DescribeKey", 1, Fault::HoldRequest);
+    assert_eq!(trial.rotate().await.status, 200);
+    trial.proxy.held().await;
+    let began = Instant::now();
+    assert!(trial.daemon.sigterm().await.success());
+    // The call itself is given up after 15 s.
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_failure_has_its_answer_and_its_reason() {
     let trial = Trial::start().await;
     let kids = trial.jwks_kids().await;

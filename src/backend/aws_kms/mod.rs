@@ -199,10 +199,11 @@ impl AdoptRemote for AwsKmsBackend {
         if !reference.starts_with("arn:") || !reference.contains(":key/") || reference.contains(char::is_whitespace) {
             return Err(internal("import", error::NotAnArn { given: reference.chars().take(80).collect() }));
         }
-        let key = self.api.public_key(reference).await.map_err(|error| failed("import", error))?;
-        if !key.signs || key.spec.is_none() {
-            return Err(internal("import", error::NotForSigning { arn: key.arn }));
+        let described = self.api.describe_key(reference).await.map_err(|error| failed("import", error))?;
+        if !described.signs || described.spec.is_none() {
+            return Err(internal("import", error::NotForSigning { arn: described.arn }));
         }
+        let key = self.api.public_key(&described.arn).await.map_err(|error| failed("import", error))?;
         let public = public_from_spki(&key.subject_public_key_info).map_err(|error| internal("import", error))?;
         Ok(RemoteFound { name: key.arn, public })
     }
