@@ -40,7 +40,7 @@ impl Engine {
         request: Request,
         material: PrivateKeyMaterial,
     ) -> Result<Outcome, CommandError> {
-        self.spawn_command(cell, request, Some(Joining::Private(material))).await
+        self.spawn_command(cell, request, Some(Joining::Private(Box::new(material)))).await
     }
 
     /// The key that `reference` names in the service of the keyset's backend.
@@ -103,7 +103,7 @@ impl Engine {
             self.refuse_taken(cell, &imported.key)?;
             imported.key.private = match joining {
                 Some(Joining::Private(material)) => {
-                    Some(self.seal_imported(&snapshot.keyring, &imported.key, material).await?)
+                    Some(self.seal_imported(&snapshot.keyring, &imported.key, *material).await?)
                 }
                 Some(Joining::Remote(found)) => Some(self.name_adopted(&snapshot.keyring, &imported.key, &found)?),
                 None => None,
@@ -179,7 +179,7 @@ impl Engine {
 /// The private half of a key that joins.
 enum Joining {
     /// Comes along and is sealed.
-    Private(PrivateKeyMaterial),
+    Private(Box<PrivateKeyMaterial>),
     /// Stays where it is.
     Remote(RemoteFound),
 }

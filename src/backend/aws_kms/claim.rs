@@ -236,6 +236,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.is_ascii() && text.len() % 2 == 0 && text.len() <= 128;
+    let digits = text.is_ascii() && text.len().is_multiple_of(2) && text.len() <= 128;
     digits.then(|| (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect())?
 }
