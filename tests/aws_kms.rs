@@ -12,6 +12,8 @@ mod crashes;
 mod failures;
 #[path = "aws_kms/import.rs"]
 mod import;
+#[path = "aws_kms/moves.rs"]
+mod moves;
 #[path = "aws_kms/policies.rs"]
 mod policies;
 #[path = "aws_kms/races.rs"]
