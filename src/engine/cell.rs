@@ -169,8 +169,13 @@ impl RemoteHealth {
 }
 
 /// Bounds what one keyset's slow signatures take of the machine, and what they ask of a remote backend.
+///
+/// A keyset that moves from one backend to another has keys of both for a while, so it has places for both.
 pub struct SigningPool {
-    pub permits: Arc<Semaphore>,
+    /// Threads of this process.
+    pub threads: Arc<Semaphore>,
+    /// Calls of a remote backend.
+    pub calls: Arc<Semaphore>,
     pub waiting: AtomicUsize,
     /// Retries that may still be made: each takes one, each success gives one back.
     retries: AtomicUsize,
@@ -187,9 +192,11 @@ pub const QUEUE: usize = 1024;
 pub const REMOTE_CONCURRENCY: usize = 128;
 
 impl SigningPool {
-    pub fn new(concurrency: usize) -> Self {
+    /// `threads` may sign at once here.
+    pub fn new(threads: usize) -> Self {
         SigningPool {
-            permits: Arc::new(Semaphore::new(concurrency)),
+            threads: Arc::new(Semaphore::new(threads)),
+            calls: Arc::new(Semaphore::new(REMOTE_CONCURRENCY)),
             waiting: AtomicUsize::new(0),
             retries: AtomicUsize::new(RETRY_BUDGET),
         }
