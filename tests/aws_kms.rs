@@ -10,6 +10,10 @@ mod account;
 mod crashes;
 #[path = "aws_kms/failures.rs"]
 mod failures;
+#[path = "aws_kms/import.rs"]
+mod import;
+#[path = "aws_kms/moves.rs"]
+mod moves;
 #[path = "aws_kms/policies.rs"]
 mod policies;
 #[path = "aws_kms/races.rs"]
@@ -38,7 +42,7 @@ impl Trial {
 
     async fn in_account(account: Account) -> Trial {
         let proxy = KmsProxy::before(&account.endpoint).await;
-        let mut builder = Daemon::builder().tables(&tables(&proxy, "ES256"));
+        let mut builder = Daemon::builder().tables(&tables(&proxy, "2s"));
         for (name, value) in account.environment() {
             builder = builder.env(name, &value);
         }
@@ -99,21 +103,22 @@ impl Trial {
     }
 }
 
-fn tables(proxy: &KmsProxy, algorithm: &str) -> String {
+/// `cleanup_after` is how old a leftover must be.
+fn tables(proxy: &KmsProxy, cleanup_after: &str) -> String {
     format!(
         r#"
 [issuer.main]
 url = "https://issuer.example.test"
 
 [keyset.main]
-algorithm = "{algorithm}"
+algorithm = "ES256"
 backend = "aws-kms"
 
 [backend.aws-kms]
 region = "{REGION}"
 endpoint_url = "{}"
 deletion_window = "7d"
-cleanup_after = "2s"
+cleanup_after = "{cleanup_after}"
 "#,
         proxy.url()
     )

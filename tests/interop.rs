@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use forgery::{Forgery, Stranger};
+use support::localstack::{Account, REGION};
 use support::strict_verifier::Expected;
 use support::{Daemon, Signed, unix_now};
 use verifiers::{Setting, Verifier};
@@ -55,10 +56,32 @@ macro_rules! for_each_algorithm {
     };
 }
 
+/// The same with keys in AWS KMS, which LocalStack plays; it has no Ed25519 keys.
+macro_rules! for_each_algorithm_of_aws_kms {
+    ($($module:ident $alg:literal),+) => {
+        mod aws_kms {
+            $(mod $module {
+                #[tokio::test(flavor = "multi_thread")]
+                async fn tokens_are_accepted_through_rotations() {
+                    let account = crate::support::localstack::LocalStack::shared().await.account();
+                    crate::accepted_through_rotations_of($alg, Some(&account)).await;
+                }
+            })+
+        }
+    };
+}
+
+for_each_algorithm_of_aws_kms!(es256 "ES256", es384 "ES384", rs256 "RS256", ps256 "PS256");
+
 for_each_algorithm!(es256 "ES256", es384 "ES384", rs256 "RS256", ps256 "PS256", eddsa "EdDSA");
 
 /// Propagation is exactly caches (`max_age`) + slowest verifier + σ: nothing is left over. The overlap is derived.
-fn restless(alg: &str) -> String {
+fn restless(alg: &str, account: Option<&Account>) -> String {
+    let remote = account.map(|account| {
+        let Account { endpoint, .. } = account;
+        format!("backend = \"aws-kms\"\n[backend.aws-kms]\nregion = \"{REGION}\"\nendpoint_url = \"{endpoint}\"\n")
+    });
+    let backend = remote.unwrap_or_default();
     format!(
         r#"
 [issuer.main]
@@ -67,6 +90,7 @@ max_age = "1s"
 
 [keyset.main]
 algorithm = "{alg}"
+{backend}
 [keyset.main.rotation]
 every = "3s"
 propagation = "2100ms"
@@ -121,7 +145,13 @@ enum Outcome {
 }
 
 async fn accepted_through_rotations(alg: &str) {
-    let trial = Trial::start(alg, &restless(alg)).await;
+    accepted_through_rotations_of(alg, None).await;
+}
+
+/// With keys of the daemon itself, or of an account of AWS KMS.
+async fn accepted_through_rotations_of(alg: &str, account: Option<&Account>) {
+    let environment = account.map(Account::environment);
+    let trial = Trial::start_with(alg, &restless(alg, account), environment.as_ref().map_or(&[], |e| &e[..])).await;
     let began = Instant::now();
     let mut kids = Vec::new();
     let mut entries = Entries::default();
@@ -202,7 +232,15 @@ struct Entries {
 
 impl Trial {
     async fn start(alg: &str, tables: &str) -> Self {
-        let daemon = Daemon::builder().tables(tables).start().await;
+        Trial::start_with(alg, tables, &[]).await
+    }
+
+    async fn start_with(alg: &str, tables: &str, environment: &[(&'static str, String)]) -> Self {
+        let mut builder = Daemon::builder().tables(tables);
+        for (name, value) in environment {
+            builder = builder.env(name, value);
+        }
+        let daemon = builder.start().await;
         let setting = Setting {
             jwks_url: daemon.url("public", "/.well-known/jwks.json"),
             expected: Expected { iss: ISSUER.to_owned(), aud: AUDIENCE.to_owned(), alg: alg.to_owned() },

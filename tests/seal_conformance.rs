@@ -13,7 +13,7 @@ use jwksd::seal::aws_kms::AwsKmsKey;
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
 use support::kms_proxy::{Fault, KmsProxy};
-use support::localstack::{Account, LocalStack, REGION};
+use support::localstack::{Account, LocalStack, client};
 
 /// Makes keys of one kind.
 #[async_trait]
@@ -56,22 +56,9 @@ impl Kms {
     }
 
     fn key(&self, named: &str) -> AwsKmsKey {
-        let toml = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/jwksd.toml")).unwrap();
-        let backend =
-            format!("{toml}\n[backend.aws-kms]\nregion = \"{REGION}\"\nendpoint_url = \"{}\"\n", self.proxy.url());
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("jwksd.toml");
-        std::fs::write(&path, backend).unwrap();
-        let config = load(&Source::File(path), std::iter::empty()).unwrap().config;
-        AwsKmsKey::new(Arc::new(SdkKms::new(config.aws_kms)), named)
-    }
-}
-
-/// The SDK reads its credentials from the environment of the process: one account for this binary.
-fn use_account(account: &Account) {
-    for (name, value) in account.environment() {
-        // SAFETY: called before any other thread of this test reads the environment.
-        unsafe { std::env::set_var(name, value) };
+        let settings = load(&Source::Embedded, std::iter::empty()).unwrap().config.aws_kms;
+        let client = client(&self.proxy.url(), &self.account.access_key_id);
+        AwsKmsKey::new(Arc::new(SdkKms::with_client(client, settings)), named)
     }
 }
 
@@ -113,7 +100,6 @@ async fn a_file_conforms() {
 #[tokio::test]
 async fn a_key_in_aws_kms_conforms_and_tells_unavailable_from_mismatch() {
     let kms = Kms::new().await;
-    use_account(&kms.account);
     conforms(&kms).await;
 
     let [key, by_alias] = kms.twice().await;

@@ -2,6 +2,7 @@
 //!
 //! The key backend and the seal stand on it. There are no retries here: callers hold a deadline and retry within it.
 
+mod credentials;
 mod error;
 mod sdk;
 

@@ -17,6 +17,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use super::credentials::Patient;
 use super::{
     Encrypted, EncryptionContext, KeyDescription, KeySpec, KeyState, KmsApi, KmsError, KmsErrorKind, KmsOperation,
     Message, Page, PublicKey, SigningAlgorithm,
@@ -33,7 +34,7 @@ const SLOW_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Calls under way at once that no request waits for. A place of their own: signatures never wait behind them.
 const SLOW_CALLS: usize = 8;
 
-/// One item of a page; the service's largest is 1,000 for keys and 50 for tags.
+/// Items of a page; the service's largest is 1,000 keys or 100 aliases.
 const KEYS_PER_PAGE: i32 = 100;
 
 /// AWS KMS through the SDK with its standard credential chain: environment, profiles, web identity (IRSA), container
@@ -80,7 +81,11 @@ impl SdkKms {
                     let detail = "no region: set [backend.aws-kms] region, or AWS_REGION";
                     return Err(KmsError::new(operation, key, KmsErrorKind::Other, detail));
                 }
-                Ok(Client::new(&loaded))
+                let mut config = aws_sdk_kms::config::Builder::from(&loaded);
+                if let Some(chain) = loaded.credentials_provider() {
+                    config = config.credentials_provider(Patient::new(chain));
+                }
+                Ok(Client::from_conf(config.build()))
             })
             .await
     }

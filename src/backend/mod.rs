@@ -49,6 +49,11 @@ pub trait Backend: Send + Sync + 'static {
     /// The name in configuration, metrics and records: `local`, `aws-kms`, …
     fn name(&self) -> &'static str;
 
+    /// The power to take over keys that are in its service already, if it has it.
+    fn adopts(&self) -> Option<&dyn AdoptRemote> {
+        None
+    }
+
     /// Makes the key of `identity`, or finds the one an earlier call made for it. The pair has passed a
     /// sign/verify test in an independent implementation before this returns (FIPS 140-3 IG 10.3.A).
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError>;
@@ -58,6 +63,28 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Destroys the private half. Repeating it, or destroying what never existed, succeeds.
     async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError>;
+}
+
+/// What a backend can do that takes over keys which are in its service already. Such a key stays its owner's: destroying
+/// it later only forgets it.
+#[async_trait]
+pub trait AdoptRemote: Send + Sync {
+    /// The key that `reference` names in the service.
+    async fn find(&self, reference: &str) -> Result<RemoteFound, BackendError>;
+
+    /// Whether it works and passes its sign/verify test.
+    async fn test(&self, found: &RemoteFound, algorithm: Algorithm) -> Result<(), BackendError>;
+
+    /// What the keyring is to store of it. Asks nobody.
+    fn handle(&self, identity: &KeyIdentity, kid: &Kid, found: &RemoteFound) -> String;
+}
+
+/// A key that somebody made in a backend's service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFound {
+    /// What it is called there, for good.
+    pub name: String,
+    pub public: PublicJwk,
 }
 
 /// A key ready to sign, by how it must be called.

@@ -176,6 +176,9 @@ pub(super) struct ImportArgs {
     /// The keys of a JWKS served elsewhere, as public keys
     #[arg(long, value_name = "URL", group = "source")]
     jwks: Option<String>,
+    /// A key in AWS KMS, by its ARN, for a keyset with that backend; it stays its owner's
+    #[arg(long, value_name = "ARN", group = "source")]
+    aws_kms: Option<String>,
     /// The kid under which verifiers know the key [default: its own, else its thumbprint]
     #[arg(long)]
     kid: Option<String>,
@@ -235,6 +238,9 @@ async fn sources(global: &Global, arguments: &ImportArgs) -> Result<Vec<(&'stati
             std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())));
         text.map(Zeroizing::new)
     };
+    if let Some(arn) = &arguments.aws_kms {
+        return Ok(vec![("aws_kms", Zeroizing::new(arn.clone()))]);
+    }
     let set = match (&arguments.key, &arguments.public, &arguments.jwks) {
         (Some(path), None, None) => return Ok(vec![("private_key", read(path)?)]),
         (None, Some(path), None) => {
@@ -245,7 +251,7 @@ async fn sources(global: &Global, arguments: &ImportArgs) -> Result<Vec<(&'stati
             }
         }
         (None, None, Some(url)) => fetch(url, global.ca_file.as_deref()).await?,
-        _ => return Err(Failure::Usage("give one of --key, --public and --jwks".to_owned())),
+        _ => return Err(Failure::Usage("give one of --key, --public, --jwks and --aws-kms".to_owned())),
     };
     // Refuse the whole set before the first key of it is imported.
     let parsed = parse_jwks(&set).map_err(|error| Failure::Usage(error.to_string()))?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify, Semaphore};
@@ -11,7 +11,7 @@ use super::probes::Probes;
 use super::snapshot::{JwksDocument, KeysetSnapshot};
 use crate::keyring::name::Name;
 use crate::keyring::policy::IssuerPolicy;
-use crate::keyring::record::Keyring;
+use crate::keyring::record::{Keyring, Serial};
 use crate::keyring::time::Span;
 use crate::store::ledger::Loaded;
 use crate::telemetry::metrics::{IssuerMetrics, KeysetMetrics, SigningMetrics};
@@ -119,12 +119,47 @@ impl IssuerCell {
 pub struct RemoteHealth {
     signs: AtomicBool,
     probing: AtomicBool,
+    /// Serial of the key that its backend called disabled; 0: none.
+    disabled: AtomicU64,
+    /// That was found to be so when it was looked into.
+    confirmed: AtomicBool,
 }
 
 impl RemoteHealth {
     /// The last attempt succeeded. A key that was never tried is not known to sign.
     pub fn signs(&self) -> bool {
         self.signs.load(Ordering::Relaxed)
+    }
+
+    /// The key that its backend called disabled.
+    pub(super) fn reported(&self) -> Option<Serial> {
+        Some(self.disabled.load(Ordering::SeqCst)).filter(|serial| *serial != 0)
+    }
+
+    /// The key that is known to be disabled.
+    pub fn disabled(&self) -> Option<Serial> {
+        self.reported().filter(|_| self.confirmed.load(Ordering::SeqCst))
+    }
+
+    /// Its backend calls the key disabled; whether that is news.
+    pub(super) fn report(&self, serial: Serial) -> bool {
+        let news = self.disabled.swap(serial, Ordering::SeqCst) != serial;
+        if news {
+            self.confirmed.store(false, Ordering::SeqCst);
+        }
+        news
+    }
+
+    /// A reported key is disabled indeed; whether that is news.
+    pub(super) fn confirm(&self, serial: Serial) -> bool {
+        self.reported() == Some(serial) && !self.confirmed.swap(true, Ordering::SeqCst)
+    }
+
+    /// The key signs, or is not the active one any more.
+    pub(super) fn absolve(&self, serial: Serial) {
+        if self.disabled.compare_exchange(serial, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.confirmed.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Notes how an attempt went; whether that is news.
@@ -143,8 +178,13 @@ impl RemoteHealth {
 }
 
 /// Bounds what one keyset's slow signatures take of the machine, and what they ask of a remote backend.
+///
+/// A keyset that moves from one backend to another has keys of both for a while, so it has places for both.
 pub struct SigningPool {
-    pub permits: Arc<Semaphore>,
+    /// Threads of this process.
+    pub threads: Arc<Semaphore>,
+    /// Calls of a remote backend.
+    pub calls: Arc<Semaphore>,
     pub waiting: AtomicUsize,
     /// Retries that may still be made: each takes one, each success gives one back.
     retries: AtomicUsize,
@@ -161,9 +201,11 @@ pub const QUEUE: usize = 1024;
 pub const REMOTE_CONCURRENCY: usize = 128;
 
 impl SigningPool {
-    pub fn new(concurrency: usize) -> Self {
+    /// `threads` may sign at once here.
+    pub fn new(threads: usize) -> Self {
         SigningPool {
-            permits: Arc::new(Semaphore::new(concurrency)),
+            threads: Arc::new(Semaphore::new(threads)),
+            calls: Arc::new(Semaphore::new(REMOTE_CONCURRENCY)),
             waiting: AtomicUsize::new(0),
             retries: AtomicUsize::new(RETRY_BUDGET),
         }

@@ -6,6 +6,7 @@ use super::Engine;
 use super::cell::KeysetCell;
 use super::reconcile::{CommitError, chain};
 use crate::backend::material::PrivateKeyMaterial;
+use crate::backend::{BackendError, BackendErrorKind, RemoteFound};
 use crate::keyring::change::{NewKey, Trigger};
 use crate::keyring::decide::{Decision, Intent, Outcome, Refusal, Request, decide};
 use crate::keyring::record::{Key, KeyState, Keyring, PrivateHandle};
@@ -41,14 +42,39 @@ impl Engine {
         request: Request,
         material: PrivateKeyMaterial,
     ) -> Result<Outcome, CommandError> {
-        self.spawn_command(cell, request, Some(material)).await
+        self.spawn_command(cell, request, Some(Joining::Private(Box::new(material)))).await
+    }
+
+    /// The key that `reference` names in the service of the keyset's backend.
+    pub async fn find_remote(&self, cell: &KeysetCell, reference: &str) -> Result<RemoteFound, CommandError> {
+        let name = cell.snapshot.load().keyring.policy.backend.clone();
+        let backend = self.backend(&name).ok_or_else(|| takes_no_remote(&name))?;
+        let adopting = backend.adopts().ok_or_else(|| takes_no_remote(&name))?;
+        self.timed(backend, BackendOperation::Import, adopting.find(reference)).await.map_err(not_adopted)
+    }
+
+    /// As [`command`](Self::command), for an import of a key that stays where it is. It is tested before anything
+    /// waits for the keyset.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        cell: &Arc<KeysetCell>,
+        request: Request,
+        found: RemoteFound,
+    ) -> Result<Outcome, CommandError> {
+        let name = cell.snapshot.load().keyring.policy.backend.clone();
+        let backend = self.backend(&name).cloned().ok_or_else(|| takes_no_remote(&name))?;
+        if let (Intent::Import(imported), Some(adopting)) = (&request.intent, backend.adopts()) {
+            let test = adopting.test(&found, imported.key.algorithm);
+            self.timed(&backend, BackendOperation::Import, test).await.map_err(not_adopted)?;
+        }
+        self.spawn_command(cell, request, Some(Joining::Remote(found))).await
     }
 
     async fn spawn_command(
         self: &Arc<Self>,
         cell: &Arc<KeysetCell>,
         request: Request,
-        material: Option<PrivateKeyMaterial>,
+        material: Option<Joining>,
     ) -> Result<Outcome, CommandError> {
         if self.is_sealed() && cell.snapshot.load().frozen.is_none() {
             return Err(CommandError::Sealed);
@@ -63,7 +89,7 @@ impl Engine {
         &self,
         cell: &Arc<KeysetCell>,
         mut request: Request,
-        material: Option<PrivateKeyMaterial>,
+        joining: Option<Joining>,
     ) -> Result<Outcome, CommandError> {
         let adds = matches!(request.intent, Intent::Import(_));
         let _admission = if adds { Some(cell.issuer.admission.lock().await) } else { None };
@@ -80,10 +106,13 @@ impl Engine {
         }
         if let Intent::Import(imported) = &mut request.intent {
             self.refuse_taken(cell, &imported.key)?;
-            if let Some(material) = material {
-                let handle = self.seal_imported(&snapshot.keyring, &imported.key, material).await?;
-                imported.key.private = Some(handle);
-            }
+            imported.key.private = match joining {
+                Some(Joining::Private(material)) => {
+                    Some(self.seal_imported(&snapshot.keyring, &imported.key, *material).await?)
+                }
+                Some(Joining::Remote(found)) => Some(self.name_adopted(&snapshot.keyring, &imported.key, &found)?),
+                None => None,
+            };
         }
         let mut facts = self.facts(cell, &snapshot);
         if let Intent::Import(imported) = &request.intent {
@@ -127,6 +156,20 @@ impl Engine {
         Ok(PrivateHandle { backend: keyring.policy.backend.clone(), handle: created.handle })
     }
 
+    /// Refers to an adopted key, for the serial it is about to get.
+    fn name_adopted(
+        &self,
+        keyring: &Keyring,
+        key: &NewKey,
+        found: &RemoteFound,
+    ) -> Result<PrivateHandle, CommandError> {
+        let name = keyring.policy.backend.clone();
+        let adopting =
+            self.backend(&name).and_then(|backend| backend.adopts()).ok_or_else(|| takes_no_remote(&name))?;
+        let handle = adopting.handle(&self.identity(keyring, keyring.next_serial), &key.kid, found);
+        Ok(PrivateHandle { backend: name, handle })
+    }
+
     /// A JWKS must not hold two keys of one kid (RFC 7517 §4.5).
     /// Nor may a key that another keyset revoked come back under another name.
     fn refuse_taken(&self, cell: &KeysetCell, new: &NewKey) -> Result<(), CommandError> {
@@ -138,6 +181,30 @@ impl Engine {
             keyring.has_revoked(&new.kid, &new.public) || keyring.keys.iter().any(clashes)
         });
         if taken { Err(CommandError::KidTaken { kid: new.kid.to_string() }) } else { Ok(()) }
+    }
+}
+
+/// The private half of a key that joins.
+enum Joining {
+    /// Comes along and is sealed.
+    Private(Box<PrivateKeyMaterial>),
+    /// Stays where it is.
+    Remote(RemoteFound),
+}
+
+fn takes_no_remote(backend: &str) -> CommandError {
+    let reason = format!("its keyset's backend is {backend}, which has no keys of others to take over");
+    CommandError::Refused(Refusal::ImportRefused { reason })
+}
+
+/// What may succeed later is not refused.
+fn not_adopted(error: BackendError) -> CommandError {
+    let cause = chain(&error);
+    match error.kind {
+        BackendErrorKind::Unavailable | BackendErrorKind::Timeout | BackendErrorKind::Throttled => {
+            CommandError::Backend { cause }
+        }
+        _ => CommandError::Refused(Refusal::ImportRefused { reason: cause }),
     }
 }
 

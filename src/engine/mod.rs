@@ -2,6 +2,7 @@
 
 pub mod cell;
 pub mod command;
+mod disabled;
 pub mod heartbeat;
 pub mod probes;
 mod publish;

@@ -67,6 +67,9 @@ impl Engine {
             let plan = plan(&snapshot.keyring, &self.facts(cell, &snapshot));
             let outcome = match plan.step {
                 None => {
+                    if self.replace_disabled(cell).await {
+                        continue;
+                    }
                     self.refresh_metrics(cell);
                     return Rest::Until(self.look_after_remote(cell, plan.wake));
                 }
@@ -92,7 +95,12 @@ impl Engine {
         Some(wake.map_or(soon, |wake| wake.min(soon)))
     }
 
-    async fn carry_write(&self, cell: &Arc<KeysetCell>, generation: u64, change: &Change) -> Result<(), Rest> {
+    pub(super) async fn carry_write(
+        &self,
+        cell: &Arc<KeysetCell>,
+        generation: u64,
+        change: &Change,
+    ) -> Result<(), Rest> {
         let mut writer = cell.writer.lock().await;
         let settled = self.settle(cell, &mut writer).await;
         settled.map_err(|error| self.commit_failed(cell, step_of(change), &CommitError::Ledger(error)))?;

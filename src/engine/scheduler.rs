@@ -18,6 +18,9 @@ const WHILE_FROZEN: Span = Span::from_secs(15);
 /// How long to wait after a pass that panicked.
 const AFTER_PANIC: Span = Span::from_secs(5);
 
+/// How long a stop waits for steps under way.
+const STEP_UNDER_WAY: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// The running tasks, by keyset.
 #[derive(Default)]
 pub struct Tasks {
@@ -75,7 +78,7 @@ impl Engine {
         }
     }
 
-    /// Ends all tasks at their next rest; a step under way is finished first.
+    /// Ends all tasks at their next rest; a step under way is finished first, unless it takes too long.
     pub async fn stop(&self) {
         self.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
         let tasks = {
@@ -85,8 +88,14 @@ impl Engine {
         for (cancel, ..) in tasks.running.values() {
             cancel.cancel();
         }
-        for (_, task, _) in tasks.running.into_values() {
-            let _ = task.await;
+        let finished = async {
+            for (_, task, _) in tasks.running.into_values() {
+                let _ = task.await;
+            }
+        };
+        // A backend may hang. What it has begun is found again by the next start, as after a crash.
+        if tokio::time::timeout(STEP_UNDER_WAY, finished).await.is_err() {
+            tracing::warn!("a step is still waiting for its backend; it is left to the next start");
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Engine;
@@ -156,7 +157,7 @@ impl Engine {
         message: &str,
     ) -> Result<Vec<u8>, SignFailure> {
         let message = message.as_bytes().to_vec();
-        self.in_turn(cell, SigningFailure::Overload, async move {
+        self.in_turn(cell, &cell.pool.threads, SigningFailure::Overload, async move {
             let work = tokio::task::spawn_blocking(move || signer.sign(&message));
             match work.await {
                 Ok(signature) => signature.map_err(failed),
@@ -178,7 +179,7 @@ impl Engine {
         let limit = self.settings.load().sign_deadline.to_std();
         let left = || (began + limit).saturating_sub(self.clock.clock().monotonic()).saturating_sub(REMOTE_SPARE);
         let signed = self
-            .in_turn(cell, SigningFailure::BackendTimeout, async {
+            .in_turn(cell, &cell.pool.calls, SigningFailure::BackendTimeout, async {
                 let mut attempt = 0;
                 let signature = loop {
                     attempt += 1;
@@ -204,6 +205,15 @@ impl Engine {
             })
             .await;
         note_health(cell, signed.as_ref().err());
+        match &signed {
+            Err(SignFailure::Ours { reason: SigningFailure::KeyDisabled, .. }) => {
+                if cell.remote.report(active.serial) {
+                    cell.wake.notify_one();
+                }
+            }
+            Ok(_) => cell.remote.absolve(active.serial),
+            Err(_) => {}
+        }
         signed
     }
 
@@ -256,13 +266,14 @@ impl Engine {
     async fn in_turn(
         &self,
         cell: &KeysetCell,
+        places: &Arc<Semaphore>,
         late: SigningFailure,
         work: impl Future<Output = Result<Vec<u8>, SignFailure>>,
     ) -> Result<Vec<u8>, SignFailure> {
         let Some(place) = cell.pool.enter() else {
             return Err(ours(SigningFailure::Overload, "the queue of the keyset is full"));
         };
-        let permits = cell.pool.permits.clone();
+        let permits = places.clone();
         let bounded = timeout(self.settings.load().sign_deadline.to_std(), async move {
             let _permit = permits.acquire_owned().await;
             work.await

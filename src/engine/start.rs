@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify};
 
-use super::cell::{
-    Directory, IssuerCell, KeysetCell, REMOTE_CONCURRENCY, RemoteHealth, Route, RouteKind, SigningPool, Writer,
-};
+use super::cell::{Directory, IssuerCell, KeysetCell, RemoteHealth, Route, RouteKind, SigningPool, Writer};
 use super::reconcile::chain;
 use super::snapshot::{KeysetSnapshot, Wanted};
 use super::{Declared, Engine};
@@ -263,7 +261,7 @@ impl Engine {
 
     fn cell(&self, name: Name, issuer: Arc<IssuerCell>, known: Known) -> Arc<KeysetCell> {
         let policy = &known.keyring.policy;
-        let backend = self.backend(&policy.backend).map_or("local", |backend| backend.name());
+        let backend = self.signing_backend(&known.keyring);
         let metrics = self.metrics.register_keyset(&name, policy.algorithm, backend, &policy.issuer.name);
         let signing = metrics.signing(policy.algorithm, backend);
         Arc::new(KeysetCell {
@@ -283,11 +281,7 @@ impl Engine {
             }),
             metrics,
             signing_metrics: ArcSwap::from_pointee(signing),
-            pool: SigningPool::new(if backend == "local" {
-                self.settings.load().pool_size
-            } else {
-                REMOTE_CONCURRENCY
-            }),
+            pool: SigningPool::new(self.settings.load().pool_size),
             remote: RemoteHealth::default(),
             writer: Mutex::new(Writer { stored: known.stored, unsettled: None }),
             wake: Notify::new(),

@@ -75,6 +75,13 @@ impl Engine {
             alarms.insert(Alarm::HeartbeatFailed);
         }
         alarms.extend(cell.issuer.probes().alarms());
+        if cell
+            .remote
+            .disabled()
+            .is_some_and(|serial| snapshot.keyring.active().is_some_and(|key| key.serial == serial))
+        {
+            alarms.insert(Alarm::KeyDisabled);
+        }
         let silent = cell.is_known_not_to_sign();
         if silent {
             alarms.insert(Alarm::BackendUnavailable);
@@ -111,6 +118,13 @@ impl Engine {
         cell.metrics.set_alarms(sight.alarms.iter().copied());
     }
 
+    /// The backend of the key that signs, else the one that is to make it: keys stay where they were made.
+    pub(super) fn signing_backend(&self, keyring: &Keyring) -> &'static str {
+        let private = keyring.active().and_then(|key| key.private.as_ref());
+        let name = private.map_or(keyring.policy.backend.as_str(), |private| private.backend.as_str());
+        self.backend(name).map_or("local", |backend| backend.name())
+    }
+
     /// One line per life-cycle event, from the audit entries that a write brought.
     pub(super) fn report(&self, cell: &KeysetCell, before: &Keyring, next: &Keyring) {
         for entry in next.journal.audit.iter().filter(|entry| entry.seq >= before.journal.next_seq) {
@@ -138,9 +152,11 @@ impl Engine {
                 lifecycle(&LifecycleEvent { kid: Some(kid), serial, from, to, ..line });
             }
         }
-        let (was, is) = (before.signing_algorithm(), next.signing_algorithm());
-        if let Some(algorithm) = is.filter(|_| was != is) {
-            let backend = self.backend(&next.policy.backend).map_or("local", |backend| backend.name());
+        let was = (before.signing_algorithm(), self.signing_backend(before));
+        let is = (next.signing_algorithm(), self.signing_backend(next));
+        if let (Some(algorithm), backend) = is
+            && was != is
+        {
             cell.signing_metrics.store(Arc::new(cell.metrics.signing(algorithm, backend)));
         }
     }

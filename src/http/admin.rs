@@ -23,6 +23,7 @@ use super::listener::Peer;
 use super::openapi::ProblemBody;
 use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
 use super::view::{HoldView, KeysetView};
+use crate::backend::RemoteFound;
 use crate::backend::material::PrivateKeyMaterial;
 use crate::config::Role;
 use crate::engine::whole::{ClockAnswer, WholeRequest};
@@ -430,6 +431,23 @@ impl AdminState {
     ) -> Result<Outcome, Problem> {
         let wish = call.wish(intent, reason, dry_run)?;
         self.engine.import(cell, wish, material).await.map_err(|error| problem_of(&error))
+    }
+
+    pub(super) async fn find_remote(&self, cell: &KeysetCell, reference: &str) -> Result<RemoteFound, Problem> {
+        self.engine.find_remote(cell, reference).await.map_err(|error| problem_of(&error))
+    }
+
+    pub(super) async fn adopt(
+        &self,
+        cell: &Arc<KeysetCell>,
+        intent: Intent,
+        reason: Option<String>,
+        dry_run: bool,
+        call: &Call,
+        found: RemoteFound,
+    ) -> Result<Outcome, Problem> {
+        let wish = call.wish(intent, reason, dry_run)?;
+        self.engine.adopt(cell, wish, found).await.map_err(|error| problem_of(&error))
     }
 }
 

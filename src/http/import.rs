@@ -13,6 +13,7 @@ use super::json::JsonBody;
 use super::openapi::ProblemBody;
 use super::problem::{Problem, ProblemType};
 use super::signer::TtlBody;
+use crate::backend::RemoteFound;
 use crate::backend::material::{PrivateKeyMaterial, import_public};
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::change::NewKey;
@@ -21,7 +22,7 @@ use crate::keyring::jwk::{Kid, ParsedJwk, PublicJwk};
 use crate::keyring::record::Keyring;
 use crate::keyring::time::{Span, Timestamp};
 
-/// A key to import: exactly one of `private_key` and `public_key`.
+/// A key to import: exactly one of `private_key`, `public_key` and `aws_kms`.
 #[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportBody {
@@ -32,6 +33,10 @@ pub struct ImportBody {
     /// PEM (SPKI, PKCS#1) or a public JWK as text. It joins as retiring until `until`.
     #[serde(default)]
     public_key: Option<String>,
+    /// ARN of a key in AWS KMS that signs, for a keyset with that backend. It joins as a private key does and stays its
+    /// owner's: when it retires it is forgotten, not deleted.
+    #[serde(default)]
+    aws_kms: Option<String>,
     /// The kid under which verifiers know it; default: the JWK's own, else the RFC 7638 thumbprint.
     #[serde(default)]
     kid: Option<String>,
@@ -76,12 +81,17 @@ pub(super) async fn import(
 ) -> Result<Response, Problem> {
     let cell = state.cell(&keyset)?;
     let keyring = cell.snapshot.load_full().keyring.clone();
-    let brought = Brought::read(&body, &keyring)?;
+    let remote = match &body.aws_kms {
+        Some(arn) => Some(state.find_remote(&cell, arn).await?),
+        None => None,
+    };
+    let brought = Brought::read(&body, remote, &keyring)?;
     let call = Call { action: "import", actor, headers, body: body.fingerprint(&brought) };
     let intent = Intent::Import(Box::new(brought.imported(&body)));
-    let outcome = match brought.private {
-        Some(material) => state.import(&cell, intent, body.reason, body.dry_run, &call, material).await?,
-        None => state.carry_out(&cell, intent, body.reason, body.dry_run, &call).await?,
+    let outcome = match (brought.private, brought.remote) {
+        (Some(material), _) => state.import(&cell, intent, body.reason, body.dry_run, &call, material).await?,
+        (None, Some(found)) => state.adopt(&cell, intent, body.reason, body.dry_run, &call, found).await?,
+        (None, None) => state.carry_out(&cell, intent, body.reason, body.dry_run, &call).await?,
     };
     Ok(([(ETAG, etag(outcome.generation))], Json(outcome)).into_response())
 }
@@ -92,19 +102,22 @@ struct Brought {
     kid: Kid,
     algorithm: Algorithm,
     private: Option<PrivateKeyMaterial>,
+    remote: Option<RemoteFound>,
 }
 
 impl Brought {
-    fn read(body: &ImportBody, keyring: &Keyring) -> Result<Self, Problem> {
-        let (described, private) = match (&body.private_key, &body.public_key) {
-            (Some(text), None) => {
+    /// `remote` is what `aws_kms` names.
+    fn read(body: &ImportBody, remote: Option<RemoteFound>, keyring: &Keyring) -> Result<Self, Problem> {
+        let (described, private) = match (&body.private_key, &body.public_key, &remote) {
+            (None, None, Some(found)) => (ParsedJwk { public: found.public.clone(), kid: None, algorithm: None }, None),
+            (Some(text), None, None) => {
                 let imported =
                     PrivateKeyMaterial::import(text.0.as_bytes()).map_err(|error| refused(&error.to_string()))?;
                 let public = imported.material.public().clone();
                 let described = imported.described.unwrap_or(ParsedJwk { public, kid: None, algorithm: None });
                 (described, Some(imported.material))
             }
-            (None, Some(text)) => {
+            (None, Some(text), None) => {
                 let mut keys = import_public(text.as_bytes()).map_err(|error| refused(&error.to_string()))?;
                 match (keys.pop(), keys.is_empty()) {
                     (Some(key), true) => (key, None),
@@ -115,14 +128,14 @@ impl Brought {
                     }
                 }
             }
-            _ => return Err(refused("give exactly one of private_key and public_key")),
+            _ => return Err(refused("give exactly one of private_key, public_key and aws_kms")),
         };
         let algorithm = algorithm_of(&described, body.alg.as_deref(), keyring)?;
         let kid = match &body.kid {
             Some(kid) => Kid::parse(kid).map_err(|error| refused(&error.to_string()))?,
             None => described.kid_or_thumbprint(),
         };
-        Ok(Brought { public: described.public, kid, algorithm, private })
+        Ok(Brought { public: described.public, kid, algorithm, private, remote })
     }
 
     fn imported(&self, body: &ImportBody) -> ImportedKey {
@@ -143,6 +156,8 @@ impl ImportBody {
         struct Essence<'a> {
             public: &'a PublicJwk,
             private: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            remote: Option<&'a str>,
             kid: &'a Kid,
             alg: &'static str,
             life: Option<DurationBody>,
@@ -154,6 +169,7 @@ impl ImportBody {
         fingerprint_of(&Essence {
             public: &brought.public,
             private: brought.private.is_some(),
+            remote: brought.remote.as_ref().map(|found| found.name.as_str()),
             kid: &brought.kid,
             alg: brought.algorithm.alg(),
             life: self.max_token_life,

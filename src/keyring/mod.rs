@@ -7,6 +7,7 @@ pub mod algorithm;
 pub mod change;
 pub mod claims;
 pub mod decide;
+pub mod disabled;
 pub mod json;
 pub mod jwk;
 pub mod lifecycle;

@@ -123,6 +123,7 @@ async fn an_answer_that_is_lost_costs_no_second_key_of_a_serial() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_cannot_be_tested_is_kept_for_the_next_attempt() {
     let mut trial = Trial::prepare().await;
+    trial.daemon.set_tables(&super::tables(&trial.proxy, "1h"));
     trial.proxy.next("Sign", 3, Fault::Deny);
     trial.daemon.restart().await;
     trial.settled().await;

@@ -238,7 +238,7 @@ impl State {
         let mut found = None;
         for rule in rules.iter_mut().filter(|rule| rule.operation == "*" || rule.operation == operation) {
             rule.seen += 1;
-            let due = rule.seen > rule.skip && (rule.seen - rule.skip - 1) % rule.every == 0;
+            let due = rule.seen > rule.skip && (rule.seen - rule.skip - 1).is_multiple_of(rule.every);
             if due && rule.times > 0 && found.is_none() {
                 rule.times -= usize::from(rule.times != usize::MAX);
                 found = Some(rule.fault.clone());

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ pub fn client(endpoint: &str, access_key_id: &str) -> Client {
 /// Starts a process that is killed when this one ends, however it ends. LocalStack ends on nothing but SIGKILL.
 fn keep(mut command: Command) {
     // The signal comes when the starting *thread* ends, and tests have threads of their own: this one outlives them.
-    let (started, child) = std::sync::mpsc::channel::<std::io::Result<Child>>();
+    let (started, outcome) = std::sync::mpsc::channel::<std::io::Result<()>>();
     std::thread::spawn(move || {
         // SAFETY: prctl is async-signal-safe and touches nothing of the parent.
         unsafe {
@@ -117,10 +117,13 @@ fn keep(mut command: Command) {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        let _ = started.send(command.spawn());
-        loop {
-            std::thread::park();
+        match command.spawn() {
+            Ok(mut child) => {
+                let _ = started.send(Ok(()));
+                let _ = child.wait();
+            }
+            Err(error) => _ = started.send(Err(error)),
         }
     });
-    child.recv().expect("the thread answers").expect("LocalStack's Python starts");
+    outcome.recv().expect("the thread answers").expect("LocalStack's Python starts");
 }

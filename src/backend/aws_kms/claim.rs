@@ -8,7 +8,6 @@ use crate::aws_kms::{KeyDescription, KeyState, KmsErrorKind};
 use crate::backend::{BackendError, BackendErrorKind, KeyIdentity};
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::jwk::PublicJwk;
-use crate::keyring::time::Span;
 
 /// One serial's creation in this process: held by whoever works on it, and keeps what it made and could not claim yet.
 pub(super) type Claim = Mutex<Option<HalfMade>>;
@@ -22,9 +21,6 @@ pub(super) struct HalfMade {
 
 /// The names that a serial may be claimed under: the plain one, and others where a key that cannot be used has it.
 const NAMES_MAX: u32 = 8;
-
-/// A key that is not claimed by then is given up: long before anybody's clean-up takes it for a leftover.
-const CLAIM_WITHIN: Span = Span::from_secs(600);
 
 const INSTALLATION: &str = "jwksd:installation";
 const LINEAGE: &str = "jwksd:lineage";
@@ -94,7 +90,8 @@ impl AwsKmsBackend {
         alias: &str,
         half: &mut Option<HalfMade>,
     ) -> Result<Made, BackendError> {
-        let within = CLAIM_WITHIN.min(Span::from_millis(self.cleanup_after.as_millis() / 2)).to_std();
+        // Given up long before anybody's clean-up takes it for a leftover.
+        let within = self.cleanup_after.to_std() / 2;
         let young = |key: &HalfMade| self.clock.monotonic().saturating_sub(key.made_at) < within;
         if let Some(stale) = half.take_if(|key| key.algorithm != algorithm || !young(key)) {
             self.discard(&stale.arn).await;
@@ -239,6 +236,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.is_ascii() && text.len() % 2 == 0 && text.len() <= 128;
+    let digits = text.is_ascii() && text.len().is_multiple_of(2) && text.len() <= 128;
     digits.then(|| (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect())?
 }

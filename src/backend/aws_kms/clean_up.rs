@@ -3,7 +3,7 @@
 //! What may be deleted is narrow. A key counts as a leftover only if its tags name this installation, one of its
 //! keysets and that keyset's lineage; its nonce carries a code that only this installation's secret makes; it has no
 //! alias; no keyring names it; and it is older than `cleanup_after` (24 h), whereas a maker gives a key up that it could
-//! not claim within ten minutes. So a copy of the store that runs beside the original can delete nothing the original
+//! not claim within half of that. So a copy of the store that runs beside the original can delete nothing the original
 //! is making or using, and in the first 24 h after a lineage began there is nothing old enough to delete.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -98,6 +98,10 @@ impl AwsKmsBackend {
     /// # Errors
     /// The first call that failed; what was found before it is done.
     pub async fn clean_up(&self, installation: &str, owned: &Owned, now: Timestamp) -> Result<CleanUp, BackendError> {
+        // Without the secret nothing can be told to be ours, and keyrings may not be authenticated yet.
+        if self.proof.prove(&[b"is the secret at hand?"]).is_none() {
+            return Ok(CleanUp::default());
+        }
         let pause = (self.cleanup_after.to_std() / 100_000).min(PAUSE_MAX);
         let mut done = CleanUp::default();
         let mut marker = None;

@@ -12,6 +12,13 @@ pub(super) struct NotForSigning {
     pub(super) arn: String,
 }
 
+/// What was given for import names no key.
+#[derive(Debug, thiserror::Error)]
+#[error("{given:?} is no ARN of a key: give arn:aws:kms:REGION:ACCOUNT:key/ID (an alias can be pointed elsewhere)")]
+pub(super) struct NotAnArn {
+    pub(super) given: String,
+}
+
 /// An alias of ours that names something else.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClaimError {

@@ -23,7 +23,9 @@ use self::handle::Handle;
 use self::signer::RemoteKey;
 use super::material::public_from_spki;
 use super::verify::verify;
-use super::{Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, Signer, StoredKey};
+use super::{
+    AdoptRemote, Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, RemoteFound, Signer, StoredKey,
+};
 use crate::aws_kms::{AWS_KMS, KeySpec, KeyState, KmsApi, KmsErrorKind};
 use crate::clock::Clock;
 use crate::keyring::algorithm::{Algorithm, RsaBits};
@@ -61,23 +63,6 @@ impl CreationProof for LateDataKeys {
     fn holds(&self, with: &str, parts: &[&[u8]], code: &[u8]) -> bool {
         self.arrived().is_some_and(|keys| keys.holds(with, parts, code))
     }
-}
-
-/// What a backend can do that takes over keys which are in its service already.
-#[async_trait]
-pub trait AdoptRemote: Send + Sync + 'static {
-    /// The public half of the key that `reference` names.
-    async fn public_of(&self, reference: &str) -> Result<PublicJwk, BackendError>;
-
-    /// Takes the key over under the kid it is known by, once it passed its sign/verify test. It stays its owner's:
-    /// destroying it later only forgets it.
-    async fn adopt(
-        &self,
-        identity: &KeyIdentity,
-        kid: Kid,
-        algorithm: Algorithm,
-        reference: &str,
-    ) -> Result<CreatedKey, BackendError>;
 }
 
 /// The backend `aws-kms`.
@@ -168,6 +153,10 @@ impl Backend for AwsKmsBackend {
         AWS_KMS
     }
 
+    fn adopts(&self) -> Option<&dyn AdoptRemote> {
+        Some(self)
+    }
+
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
         let created = self.create_claimed(identity, algorithm).await;
         if created.is_err() {
@@ -216,25 +205,30 @@ impl Backend for AwsKmsBackend {
 
 #[async_trait]
 impl AdoptRemote for AwsKmsBackend {
-    async fn public_of(&self, reference: &str) -> Result<PublicJwk, BackendError> {
-        let key = self.api.public_key(reference).await.map_err(|error| failed("import", error))?;
-        if !key.signs || key.spec.is_none() {
-            return Err(internal("import", error::NotForSigning { arn: key.arn }));
+    async fn find(&self, reference: &str) -> Result<RemoteFound, BackendError> {
+        if !reference.starts_with("arn:") || !reference.contains(":key/") || reference.contains(char::is_whitespace) {
+            return Err(internal("import", error::NotAnArn { given: reference.chars().take(80).collect() }));
         }
-        public_from_spki(&key.subject_public_key_info).map_err(|error| internal("import", error))
+        let described = self.api.describe_key(reference).await.map_err(|error| failed("import", error))?;
+        if !described.signs || described.spec.is_none() {
+            return Err(internal("import", error::NotForSigning { arn: described.arn }));
+        }
+        let key = self.api.public_key(&described.arn).await.map_err(|error| failed("import", error))?;
+        let public = public_from_spki(&key.subject_public_key_info).map_err(|error| internal("import", error))?;
+        Ok(RemoteFound { name: key.arn, public })
     }
 
-    async fn adopt(
-        &self,
-        identity: &KeyIdentity,
-        kid: Kid,
-        algorithm: Algorithm,
-        reference: &str,
-    ) -> Result<CreatedKey, BackendError> {
-        let described = self.api.describe_key(reference).await.map_err(|error| failed("import", error))?;
+    async fn test(&self, found: &RemoteFound, algorithm: Algorithm) -> Result<(), BackendError> {
+        let described = self.api.describe_key(&found.name).await.map_err(|error| failed("import", error))?;
         let public = self.tested("import", &described.arn, algorithm).await?;
-        let handle = Handle::adopted(&described.arn).write(identity, &kid, &public);
-        Ok(CreatedKey { kid, public, handle })
+        match public == found.public && described.state == KeyState::Enabled {
+            true => Ok(()),
+            false => Err(internal("import", error::NotForSigning { arn: described.arn })),
+        }
+    }
+
+    fn handle(&self, identity: &KeyIdentity, kid: &Kid, found: &RemoteFound) -> String {
+        Handle::adopted(&found.name).write(identity, kid, &found.public)
     }
 }
 
