@@ -4,6 +4,7 @@ mod access;
 mod leftovers;
 mod reload;
 mod storage;
+mod unseal;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::aws_kms::{AWS_KMS, SdkKms};
@@ -20,7 +22,8 @@ use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
-use crate::engine::{Declared, Engine, Settings, StartError};
+use crate::engine::probes::HttpsFetch;
+use crate::engine::{Declared, Engine, Records, Settings, StartError};
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
@@ -28,7 +31,8 @@ use crate::http::ops::OpsState;
 use crate::http::signer::SignerState;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::{Ledger, LedgerError};
+use crate::seal::data_keys::LateDataKeys;
+use crate::store::ledger::LedgerError;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
@@ -53,6 +57,10 @@ pub enum AppError {
     Start(Vec<StartError>),
     #[error("{} is not initialised: run `jwksd init`, or set [store] initialise = \"if-empty\"", .path.display())]
     NotInitialised { path: PathBuf },
+    #[error("a listener ended by itself; the log says why")]
+    ListenerEnded,
+    #[error("the start was aborted")]
+    Aborted(#[source] tokio::task::JoinError),
     #[error("the process cannot be told to stop: {0}")]
     Signals(std::io::Error),
 }
@@ -68,6 +76,10 @@ pub struct App {
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
+    /// The seal lives elsewhere and is opened while the daemon runs.
+    sealed: Option<unseal::Sealed>,
+    /// Something that the daemon needs is not on this machine.
+    remote: bool,
 }
 
 struct Bound {
@@ -79,6 +91,9 @@ struct Bound {
 
 /// How requests get at most this long to finish after a listener stopped accepting (DESIGN §10).
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long listeners stay closed at most for what is not on this machine (DESIGN §5).
+const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Where the daemon keeps its state.
 pub enum Storage {
@@ -97,17 +112,22 @@ impl App {
         let sockets = bind_all(&config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let trusted = Arc::new(TrustedClock::new(clock, tolerance(&config)));
-        let (ledger, variables) = match storage {
+        let (opened, variables) = match storage {
             Storage::Configured => (storage::open(&config, trusted.now()).await?, access::process_environment()),
             Storage::Memory { admin_token } => {
                 let fixed: access::Environment = Arc::new(move |_| Some(admin_token.clone()));
-                (storage::memory(trusted.now()).await?, fixed)
+                (storage::Opened::Ledger(storage::memory(trusted.now()).await?), fixed)
             }
         };
         let metrics = Arc::new(Metrics::new());
         metrics.set_config_last_reload_successful(true);
-        let (engine, aws_kms) = wire(&config, ledger, trusted, metrics);
-        engine.configure(&declared(&loaded)).await.map_err(AppError::Start)?;
+        let declared = declared(&loaded);
+        let Wired { engine, sealed, aws_kms } = wire(&config, opened, trusted, metrics, &declared);
+        match &sealed {
+            None => engine.configure(&declared).await,
+            Some(_) => engine.configure_sealed(&declared).await,
+        }
+        .map_err(AppError::Start)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded));
@@ -132,7 +152,8 @@ impl App {
             };
             listeners.push(Bound { name, listener: socket, router, tls });
         }
-        Ok(App { engine, aws_kms, listeners, stopping, reloader })
+        let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -146,11 +167,22 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote } = self;
         let mut stop = std::pin::pin!(stop);
+        let failed = Arc::new(Notify::new());
+        let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone()));
+        let mut still_starting = false;
+        let open_anyway = async {
+            match remote {
+                true => _ = tokio::time::timeout(OPEN_WITHIN, failed.notified()).await,
+                false => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            done = first_pass(&engine) => done?,
+            done = &mut starting => done.map_err(AppError::Aborted)??,
+            () = open_anyway => still_starting = true,
             () = &mut stop => {
+                starting.abort();
                 engine.stop().await;
                 return Ok(());
             }
@@ -163,25 +195,51 @@ impl App {
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }
         engine.opened().await;
-        engine.schedule();
+        if !engine.is_sealed() {
+            engine.schedule();
+        }
         let background = CancellationToken::new();
-        let beat = tokio::spawn(engine.clone().beat(background.clone()));
-        let leftovers = tokio::spawn(leftovers::clean_up(engine.clone(), aws_kms, background.clone()));
-        let watch = tokio::spawn(reload::watch(reloader.clone(), background.clone()));
+        let (supervisor, cancel) = (engine.supervisor.clone(), background.clone());
+        let (beating, watching) = (engine.clone(), reloader.clone());
+        let beat = supervisor.clone().keep("heartbeat", cancel.clone(), move || beating.clone().beat(cancel.clone()));
+        let (probing, fetch, cancel) = (engine.clone(), Arc::new(HttpsFetch::default()), background.clone());
+        let probe = supervisor
+            .clone()
+            .keep("probes", cancel.clone(), move || probing.clone().watch_probes(fetch.clone(), cancel.clone()));
+        let (cleaning, cancel) = (engine.clone(), background.clone());
+        let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
+            leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
+        });
+        let cancel = background.clone();
+        let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
+        let tasks = [tokio::spawn(beat), tokio::spawn(probe), tokio::spawn(leftovers), tokio::spawn(watch)];
 
-        stop.await;
+        let ended = tokio::select! {
+            refused = stopped_or_refused(stop, still_starting.then_some(starting)) => refused,
+            _ = serving.join_next() => {
+                tracing::error!("a listener ended by itself: the process ends, to be started again");
+                Err(AppError::ListenerEnded)
+            }
+        };
         stopping.store(true, Ordering::Relaxed);
-        let shutdown_delay = reloader.shutdown_delay().await;
+        let shutdown_delay = if matches!(ended, Ok(()) | Err(AppError::ListenerEnded)) {
+            reloader.shutdown_delay().await
+        } else {
+            Span::ZERO
+        };
         tracing::info!(delay = %shutdown_delay, "stopping: unready, still serving");
         tokio::time::sleep(shutdown_delay.to_std()).await;
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
         background.cancel();
-        let _ = tokio::join!(beat, watch, leftovers);
+        for task in tasks {
+            // A supervisor ends with what it keeps; it does not panic.
+            let _ = task.await;
+        }
         engine.stop().await;
         engine.pulse().await;
         tracing::info!("stopped");
-        Ok(())
+        ended
     }
 }
 
@@ -197,53 +255,79 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
     })
 }
 
-/// How long the listeners wait for remote backends (DESIGN §5).
-const REMOTE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// What comes before the ordinary life: the seal opens, and all keysets are reconciled once: active keys and all
+/// successors, or the first failure of each keyset. If the listeners opened meanwhile, the scheduler does the latter.
+async fn start(engine: Arc<Engine>, sealed: Option<unseal::Sealed>, failed: Arc<Notify>) -> Result<(), AppError> {
+    match sealed {
+        Some(sealed) => sealed.unseal(&engine, &failed).await?,
+        None => engine.resume().await,
+    }
+    if !engine.is_open() {
+        engine.reconcile_all().await;
+        engine.confirm_created().await?;
+    }
+    if engine.is_open() {
+        engine.schedule();
+    }
+    Ok(())
+}
 
-/// The first reconcile: active keys and all successors, or the first failure of each keyset, or, where a remote backend
-/// works on it, [`REMOTE_PATIENCE`]. Then it opens.
-async fn first_pass(engine: &Arc<Engine>) -> Result<(), AppError> {
-    match engine.ledger().read_alive().await {
-        Ok(alive) => engine.resume_from(alive.as_ref()),
-        Err(error) => {
-            tracing::warn!(error = %crate::engine::chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
-            engine.resume_from(Some(&crate::store::ledger::Alive::long_ago()));
+/// Waits for the end. A start that was still under way when the listeners opened may yet be refused.
+async fn stopped_or_refused(
+    mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+    starting: Option<JoinHandle<Result<(), AppError>>>,
+) -> Result<(), AppError> {
+    if let Some(mut starting) = starting {
+        tokio::select! {
+            done = &mut starting => done.map_err(AppError::Aborted)??,
+            () = &mut stop => {
+                starting.abort();
+                return Ok(());
+            }
         }
     }
-    // A pass that is not done by then goes on: what it makes meanwhile is not lost.
-    let pass = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.reconcile_all().await }
-    });
-    match leftovers::uses_aws_kms(engine) {
-        true => _ = tokio::time::timeout(REMOTE_PATIENCE, pass).await,
-        false => _ = pass.await,
-    }
-    engine.confirm_created().await?;
+    stop.await;
     Ok(())
+}
+
+struct Wired {
+    engine: Arc<Engine>,
+    sealed: Option<unseal::Sealed>,
+    aws_kms: Arc<AwsKmsBackend>,
 }
 
 fn wire(
     config: &Config,
-    ledger: Ledger,
+    opened: storage::Opened,
     clock: Arc<TrustedClock>,
     metrics: Arc<Metrics>,
-) -> (Arc<Engine>, Arc<AwsKmsBackend>) {
-    let ledger = Arc::new(ledger);
-    let local = Arc::new(LocalBackend::new(ledger.keys()));
+    declared: &[Declared],
+) -> Wired {
+    let data_keys = Arc::new(LateDataKeys::default());
+    let local = Arc::new(LocalBackend::new(data_keys.clone()));
     // Stored keyrings may have keys there whatever the configuration says now. Nothing is read or sent before the first
     // call.
     let settings_of = &config.aws_kms;
     let aws_kms = Arc::new(AwsKmsBackend::new(
         Arc::new(SdkKms::new(settings_of.clone())),
-        ledger.keys(),
+        data_keys.clone(),
         Arc::new(SystemClock),
         settings_of.deletion_window_days,
         settings_of.cleanup_after,
     ));
     let backends: [Arc<dyn Backend>; 2] = [local.clone(), aws_kms.clone()];
     let importer: Arc<dyn ImportPrivate> = local;
-    (Engine::new(clock, ledger, backends, Some(importer), metrics, settings(config)), aws_kms)
+    let (records, sealed) = match opened {
+        storage::Opened::Ledger(ledger) => {
+            data_keys.arrive(ledger.keys());
+            (Records::Authenticated(Arc::new(ledger)), None)
+        }
+        storage::Opened::Sealed(claims, unsealing) => {
+            (Records::Sealed(claims), Some(unseal::Sealed { unsealing, data_keys, declared: declared.to_vec() }))
+        }
+    };
+    let engine = Engine::new(clock, records, backends, Some(importer), metrics, settings(config));
+    Wired { engine, sealed, aws_kms }
 }
 
 fn settings(config: &Config) -> Settings {

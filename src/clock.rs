@@ -75,6 +75,8 @@ pub struct TrustedClock {
     state: ArcSwap<Guard>,
     /// Serialises changes of `state`; readers never take it.
     change: Mutex<()>,
+    /// The latest time ever given out, in milliseconds, since somebody last vouched for the clock.
+    latest: AtomicI64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,7 @@ impl TrustedClock {
             tolerance_ms: AtomicI64::new(tolerance.max(LEAST_TOLERANCE).as_millis()),
             state: ArcSwap::from_pointee(Guard { anchor: pair, agreed: pair, frozen: false }),
             change: Mutex::new(()),
+            latest: AtomicI64::new(pair.wall.as_millis()),
         }
     }
 
@@ -125,6 +128,26 @@ impl TrustedClock {
 
     /// The time to decide and sign by.
     pub fn read(&self) -> Reading {
+        let reading = self.look();
+        self.given_out(reading.now);
+        reading
+    }
+
+    /// The latest time any reading has given since the clock was last accepted: tokens may carry it as `iat` although
+    /// the clock was set back since, by less than the guard minds.
+    pub fn latest(&self) -> Timestamp {
+        Timestamp::from_millis(self.latest.load(Ordering::SeqCst))
+    }
+
+    /// Another run of this process may have given out times up to `at`.
+    pub fn given_out(&self, at: Timestamp) {
+        // Most readings are of a millisecond that was given out already: they only look.
+        if self.latest.load(Ordering::SeqCst) < at.as_millis() {
+            self.latest.fetch_max(at.as_millis(), Ordering::SeqCst);
+        }
+    }
+
+    fn look(&self) -> Reading {
         let guard = **self.state.load();
         let pair = Pair { wall: self.clock.wall(), boot: self.clock.boot() };
         match self.judge(guard, pair) {
@@ -146,9 +169,11 @@ impl TrustedClock {
         if pair.wall + self.tolerance() < recorded {
             let agreed = Pair { wall: recorded, boot: pair.boot };
             self.state.store(Arc::new(Guard { anchor: agreed, agreed, frozen: true }));
+            self.given_out(recorded);
             return Reading { now: recorded, frozen: true };
         }
         drop(_changing);
+        self.given_out(recorded);
         self.read()
     }
 
@@ -157,6 +182,7 @@ impl TrustedClock {
         let _changing = self.lock();
         let pair = Pair { wall: self.clock.wall(), boot: self.clock.boot() };
         self.state.store(Arc::new(Guard { anchor: pair, agreed: pair, frozen: false }));
+        self.latest.store(pair.wall.as_millis(), Ordering::SeqCst);
         Reading { now: pair.wall, frozen: false }
     }
 
@@ -347,6 +373,26 @@ mod tests {
         assert!(!trusted.read().frozen);
         let (clock, trusted) = start();
         assert_eq!(trusted.start_from(clock.wall() - YEAR), Reading { now: clock.wall(), frozen: false });
+    }
+
+    #[test]
+    fn the_latest_time_given_out_outlives_a_small_step_back_but_not_an_accepted_clock() {
+        let (clock, trusted) = start();
+        let latest = trusted.now();
+        clock.step_to(latest - Span::SECOND.times(30));
+        assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false });
+        assert_eq!(trusted.latest(), latest);
+        clock.step_to(latest - YEAR);
+        trusted.accept();
+        assert_eq!(trusted.latest(), clock.wall());
+    }
+
+    #[test]
+    fn times_an_earlier_run_gave_out_count() {
+        let (clock, trusted) = start();
+        let recorded = clock.wall() + Span::SECOND.times(30);
+        assert!(!trusted.start_from(recorded).frozen);
+        assert_eq!(trusted.latest(), recorded);
     }
 
     fn clock_plus(span: Span) -> Box<dyn Fn(Timestamp) -> Timestamp> {

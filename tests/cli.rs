@@ -96,6 +96,16 @@ async fn fails(daemon: &Daemon, code: i32, arguments: &[&str]) -> String {
     ran.err
 }
 
+/// An HTTP server with these documents; its address.
+async fn serve_files<const N: usize>(files: [(&'static str, String); N]) -> String {
+    let file = |(path, text): (&'static str, String)| (path, axum::routing::get(async move || text.clone()));
+    let router = files.map(file).into_iter().fold(axum::Router::new(), |router, (path, get)| router.route(path, get));
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(socket, router).await.unwrap() });
+    format!("http://{address}")
+}
+
 async fn stand_by(daemon: &Daemon) {
     eventually("two standby keys", PATIENCE, async || {
         let shown = done(daemon, &["status", "default", "-o", "json"]).await.json();
@@ -157,14 +167,32 @@ async fn operators_work_with_the_daemon_from_the_command_line() {
     }
     assert_eq!(done(&daemon, &["status", "default", "-o", "json"]).await.json()["active_kid"], kid.as_str());
 
-    let held = done(&daemon, &["hold", "--until", "2h", "--reason", "a freeze"]).await.out;
+    let trial = done(&daemon, &["hold", "--until", "2h", "--dry-run"]).await.out;
+    assert!(trial.contains("would be held until 20") && trial.contains("nothing changed"), "{trial}");
+    assert_eq!(done(&daemon, &["hold", "--dry-run", "-o", "json"]).await.json()["dry_run"], true);
+    assert_eq!(done(&daemon, &["status", "default", "-o", "json"]).await.json()["hold"], Value::Null);
+    for never_asks in
+        [vec!["hold", "--yes"], vec!["resume", "--yes"], vec!["import", "--jwks", "http://127.0.0.1:1", "-y"]]
+    {
+        fails(&daemon, 2, &never_asks).await;
+    }
+    let held = done(&daemon, &["hold", "--until", "2h", "--reason", "a freeze", "--wait"]).await.out;
     assert!(held.starts_with("default is held until 20"), "{held}");
     let again = done(&daemon, &["hold", "--until", "2099-01-01T00:00:00Z", "-o", "json"]).await.json();
     assert_eq!(again["until"], "2099-01-01T00:00:00Z");
     assert!(done(&daemon, &["status"]).await.out.contains("held by operator until 2099"));
+    let trial = done(&daemon, &["resume", "--dry-run"]).await.out;
+    assert!(trial.contains("would not be held") && trial.contains("nothing changed"), "{trial}");
+    assert!(done(&daemon, &["status"]).await.out.contains("held by operator until 2099"));
     assert_eq!(done(&daemon, &["resume"]).await.out, "default is not held\n");
     assert_eq!(done(&daemon, &["resume", "-o", "json"]).await.json(), json!({ "keyset": "default", "hold": null }));
     fails(&daemon, 2, &["hold", "--until", "tomorrow"]).await;
+
+    let clock = done(&daemon, &["clock", "show"]).await.out;
+    assert!(clock.starts_with("20") && clock.ends_with("trusted\n"), "{clock}");
+    assert_eq!(done(&daemon, &["clock", "show", "-o", "json"]).await.json()["frozen"], false);
+    let accepted = done(&daemon, &["clock", "accept", "--reason", "a drill"]).await.out;
+    assert_eq!(accepted, "the clock is trusted: there is nothing to accept\n");
 
     let back = done(&daemon, &["rollback", "--yes", "--reason", "too early"]).await.out;
     assert!(back.contains("retiring → active") && back.contains("a hold is set"), "{back}");
@@ -237,6 +265,25 @@ async fn tokens_are_signed_verified_inspected_and_key_sets_compared() {
     );
     let jwks = daemon.url("public", "/.well-known/jwks.json");
     done(&daemon, &["verify", &token, "--jwks", &jwks]).await;
+    // Whose keys these are is said by whoever serves them, never by the token.
+    let keys = daemon.get("public", "/.well-known/jwks.json").await.text;
+    let discovery = json!({ "issuer": "https://somebody.else.test" }).to_string();
+    let elsewhere = serve_files([
+        ("/.well-known/jwks.json", keys.clone()),
+        ("/.well-known/openid-configuration", discovery),
+        ("/alone/.well-known/jwks.json", keys.clone()),
+        ("/oauth/keys", keys),
+    ])
+    .await;
+    let foreign = format!("{elsewhere}/.well-known/jwks.json");
+    let message = fails(&daemon, 1, &["verify", &token, "--jwks", &foreign]).await;
+    assert!(message.contains("the token is not valid"), "{message}");
+    for path in ["/oauth/keys", "/alone/.well-known/jwks.json"] {
+        let unknown = format!("{elsewhere}{path}");
+        let message = fails(&daemon, 2, &["verify", &token, "--jwks", &unknown]).await;
+        assert!(message.contains("--iss"), "{message}");
+        done(&daemon, &["verify", &token, "--jwks", &unknown, "--iss", "https://issuer.example.test"]).await;
+    }
     let parts: Vec<&str> = token.split('.').collect();
     let other = done(&daemon, &["sign", "--sub", "mallory", "--aud", "b"]).await.out.trim().to_owned();
     let forged = format!("{}.{}.{}", parts[0], other.split('.').nth(1).unwrap(), parts[2]);

@@ -14,6 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::Method;
 use serde_json::{Value, json};
+use support::api::Call;
 use support::tools::{faketime_library, preloaded};
 use support::{Daemon, PATIENCE, eventually, unix_now};
 use tokio::time::Instant;
@@ -72,12 +73,29 @@ async fn an_operator_can_accept_a_stepped_clock() {
         set_clock(&daemon, step);
         frozen(&daemon, true).await;
         signs_at(&daemon, 0).await;
-        let answer =
-            daemon.admin(Method::POST, "/clock/accept", Some(json!({ "reason": "it was wrong before" }))).await;
-        assert_eq!(answer.status, 200, "{}", answer.text);
+        let clock = daemon.admin(Method::GET, "/clock", None).await.json();
+        assert_eq!(clock["frozen"], true, "{clock}");
+        let accept = |body: Value| Call::post(&daemon, "admin", "/v1/clock/accept").json(&body);
+        let once = |body: Value| accept(body).header("idempotency-key", "accept-1");
+        let looked = accept(json!({ "dry_run": true })).expect(200).await.json();
+        assert_eq!((&looked["was_frozen"], &looked["generation"]), (&json!(true), &clock["generation"]), "{looked}");
+        accept(json!({})).header("if-match", "\"1\"").expect(412).await;
+        frozen(&daemon, true).await;
+        let reason = json!({ "reason": "it was wrong before" });
+        let etag = format!("\"{}\"", clock["generation"]);
+        assert!(clock_command(&daemon, &["show"]).await.1.contains("FROZEN"));
+        let (code, unasked) = clock_command(&daemon, &["accept"]).await;
+        assert!(code == 2 && unasked.contains("--yes"), "{unasked}");
+        assert!(clock_command(&daemon, &["accept", "--dry-run"]).await.1.contains("nothing changed"));
+        frozen(&daemon, true).await;
+        let answer = once(reason.clone()).header("if-match", &etag).expect(200).await;
         assert_eq!(answer.json()["was_frozen"], true, "{}", answer.text);
+        assert_eq!(answer.header("etag"), format!("\"{}\"", answer.json()["generation"]));
         frozen(&daemon, false).await;
         signs_at(&daemon, step).await;
+        let again = once(reason).header("if-match", &etag).expect(200).await;
+        assert_eq!(again.json(), answer.json(), "it is not carried out again, nor held against its generation");
+        assert_eq!(once(json!({})).expect(422).await.slug(), "idempotency-key-reused");
         assert_eq!(keyset(&daemon).await["alarms"].to_string().find("clock"), None);
         let audit = daemon.admin(Method::GET, "/audit", None).await;
         assert!(audit.text.contains("clock-accept") && audit.text.contains("it was wrong before"), "{}", audit.text);
@@ -163,6 +181,16 @@ async fn a_machine_that_slept_is_not_mistaken_for_a_stepped_clock_but_for_a_sile
     frozen(&daemon, false).await;
     rotates(&daemon, &before).await;
     assert!(woken.elapsed() >= Duration::from_secs(3), "promoted after {:?}", woken.elapsed());
+}
+
+/// What `jwksd clock …` answers: its exit code and what it prints.
+async fn clock_command(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_jwksd"));
+    command.arg("clock").args(arguments).current_dir(daemon.path("")).env_clear().stdin(std::process::Stdio::null());
+    command.args(["--server", daemon.address("admin"), "--token-file", "admin.token"]).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), text.into_owned())
 }
 
 /// A daemon whose wall clock differs by `offset` seconds from the real one.

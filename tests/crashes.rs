@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use jwksd::seal::file::FileKey;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::tools::preloaded;
+use support::tools::{preloaded, repository};
 use support::{Daemon, PATIENCE, eventually, unix_now};
 use tokio::time::{Instant, sleep};
 
@@ -52,14 +54,56 @@ async fn a_first_start_killed_at_any_change_is_completed_by_the_next() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operators_requests_killed_at_any_change_are_carried_out_once() {
-    let mut origin = Daemon::builder().tables(QUIET).start().await;
-    settled(&origin).await;
-    assert!(origin.sigterm().await.success());
+    carried_out_once(rotations).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compromise_and_imports_killed_at_any_change_are_carried_out_once() {
+    carried_out_once(afresh).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reseal_killed_at_any_change_is_completed_by_the_next() {
+    let origin = stopped().await;
+    fs::rename(origin.path("seal.key"), origin.path("former.key")).unwrap();
+    FileKey::load_or_create(&origin.path("seal.key")).unwrap();
+    let config = fs::read_to_string(origin.path("jwksd.toml")).unwrap();
+    let previous = "[seal.previous.former]\nkind = \"file\"\npath = \"former.key\"\n";
+    fs::write(origin.path("jwksd.toml"), format!("{config}\n{previous}")).unwrap();
+    let before = record(&origin);
     let origin = origin.path("");
 
     let changes = count(async || {
+        let daemon = copy_of(&origin);
+        assert!(reseal(&daemon, Some(0)).await.success());
+        (daemon, Seen::default())
+    })
+    .await;
+    killed_at_each(&changes, async |change| {
+        let mut daemon = copy_of(&origin);
+        killed_or_done_before(change, reseal(&daemon, Some(change)).await, &daemon);
+        assert!(reseal(&daemon, None).await.success());
+        let after = record(&daemon);
+        let kids = |record: &Value| {
+            record["body"]["keys"].as_array().unwrap().iter().map(|key| key["kid"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(kids(&after), kids(&before), "no key was lost or made");
+        assert_ne!(after["data_key"], before["data_key"]);
+        fs::remove_file(daemon.path("former.key")).unwrap();
+        daemon.restart().await;
+        healthy(&daemon).await;
+    })
+    .await;
+}
+
+/// The script of requests, killed at each change and repeated by the next daemon.
+async fn carried_out_once(script: impl AsyncFn(&Daemon, &mut History) -> Option<()>) {
+    let model = stopped().await;
+    let origin = model.path("");
+    let script = &script;
+    let changes = count(async || {
         let (daemon, mut history) = (copy_of(&origin), History::default());
-        let (mut daemon, ended) = second_life(daemon, None, &mut history).await;
+        let (mut daemon, ended) = second_life(daemon, None, &mut history, script).await;
         assert!(!ended);
         assert!(daemon.sigterm().await.success());
         (daemon, history.seen)
@@ -67,14 +111,14 @@ async fn an_operators_requests_killed_at_any_change_are_carried_out_once() {
     .await;
     killed_at_each(&changes, async |change| {
         let mut history = History::default();
-        let (mut daemon, ended) = second_life(copy_of(&origin), Some(change), &mut history).await;
+        let (mut daemon, ended) = second_life(copy_of(&origin), Some(change), &mut history, script).await;
         if !ended {
             killed_or_done_before(change, daemon.sigterm().await, &daemon);
         }
         daemon.set_env("FAULTS_KILL_AT", None);
         daemon.restart().await;
         let (answered, mut again) = (history.answers.clone(), History::default());
-        assert!(requests(&daemon, &mut again).await.is_some(), "it answers");
+        assert!(script(&daemon, &mut again).await.is_some(), "it answers");
         for (key, first) in &answered {
             assert_eq!(again.answers[key], *first, "the Idempotency-Key {key} is answered as the first time");
         }
@@ -242,15 +286,44 @@ fn killed_or_done_before(change: usize, status: std::process::ExitStatus, daemon
     assert!(as_it_should, "to be killed at change {change} of {changes}: {status}");
 }
 
+/// A daemon that ran until it had nothing left to do and ended in order.
+async fn stopped() -> Daemon {
+    let mut daemon = Daemon::builder().tables(QUIET).start().await;
+    settled(&daemon).await;
+    assert!(daemon.sigterm().await.success());
+    daemon
+}
+
+fn record(daemon: &Daemon) -> Value {
+    serde_json::from_str(&fs::read_to_string(daemon.path("keyrings/main.json")).unwrap()).unwrap()
+}
+
+/// Runs `jwksd reseal` in the daemon's folder, killed at a change where one is given.
+async fn reseal(daemon: &Daemon, kill_at: Option<usize>) -> std::process::ExitStatus {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_jwksd"));
+    command.args(["reseal", "--config", "jwksd.toml"]).current_dir(daemon.path("")).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    if let Some(change) = kill_at {
+        command.env("LD_PRELOAD", preloaded("crashes/shim.c")).env("FAULTS_KILL_AT", change.to_string());
+        command.env("FAULTS_REPORT", daemon.path("changes"));
+    }
+    tokio::time::timeout(PATIENCE, command.status()).await.expect("it ends").unwrap()
+}
+
 /// A start and an operator's requests. Says whether it was killed meanwhile.
-async fn second_life(mut daemon: Daemon, kill_at: Option<usize>, history: &mut History) -> (Daemon, bool) {
+async fn second_life(
+    mut daemon: Daemon,
+    kill_at: Option<usize>,
+    history: &mut History,
+    script: impl AsyncFn(&Daemon, &mut History) -> Option<()>,
+) -> (Daemon, bool) {
     arm(&mut daemon, kill_at);
     let killed = |status: std::process::ExitStatus| assert_eq!(status.signal(), Some(SIGKILL), "{status}");
     if let Err(status) = daemon.try_start().await {
         killed(status);
         return (daemon, true);
     }
-    if requests(&daemon, history).await.is_none() {
+    if script(&daemon, history).await.is_none() {
         killed(daemon.ended().await);
         return (daemon, true);
     }
@@ -275,7 +348,7 @@ struct History {
 }
 
 /// The same requests with the same keys each time; `None` when the daemon went away.
-async fn requests(daemon: &Daemon, history: &mut History) -> Option<()> {
+async fn rotations(daemon: &Daemon, history: &mut History) -> Option<()> {
     let rotate = json!({ "allow_unpropagated": true });
     history.ask(daemon, Method::POST, "/rotate", "rotate", Some(rotate)).await?;
     history.ask(daemon, Method::POST, "/rollback", "rollback", None).await?;
@@ -286,6 +359,28 @@ async fn requests(daemon: &Daemon, history: &mut History) -> Option<()> {
     history.revoked.insert(kid.clone());
     history.ask(daemon, Method::POST, &format!("/keys/{kid}/revoke"), "revoke", Some(json!({}))).await?;
     settled_or_gone(daemon).await
+}
+
+/// Everything is revoked, then two keys come from elsewhere.
+async fn afresh(daemon: &Daemon, history: &mut History) -> Option<()> {
+    // All that is published may be gone before an answer says so.
+    history.revoked.extend(origins(daemon));
+    history.ask(daemon, Method::POST, "/compromise", "compromise", Some(json!({ "reason": "a drill" }))).await?;
+    settled_or_gone(daemon).await?;
+    let vector = |name: &str| fs::read_to_string(repository("tests/vectors/keys").join(name)).unwrap();
+    let private = json!({ "private_key": vector("ed25519-pkcs8.pem"), "kid": "brought", "max_token_life": "1h" });
+    history.ask(daemon, Method::POST, "/import", "import-private", Some(private)).await?;
+    let until = "2099-01-01T00:00:00Z";
+    let public = json!({ "public_key": vector("p256-spki.pem"), "kid": "other-signer", "until": until });
+    history.ask(daemon, Method::POST, "/import", "import-public", Some(public)).await?;
+    settled_or_gone(daemon).await
+}
+
+/// The kids of the first three keys, which every copy has.
+fn origins(daemon: &Daemon) -> Vec<String> {
+    let record = record(daemon);
+    let keys = record["body"]["keys"].as_array().unwrap().iter().filter(|key| key["serial"].as_u64() <= Some(3));
+    keys.map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
 }
 
 impl History {
@@ -351,8 +446,10 @@ async fn settled_or_gone(daemon: &Daemon) -> Option<()> {
     eventually("the keyset to settle", PATIENCE, async || {
         let Some((_, keyset)) = ask(daemon, Method::GET, "/keysets/main", "", None).await else { return Some(None) };
         let keys = keyset["keys"].as_array().unwrap();
-        let waiting = keys.iter().filter(|key| key["state"] == "pending" && !key["published_at"].is_null());
-        let settled = waiting.count() == 2
+        let waits = |key: &&Value| key["state"] == "pending" || key["state"] == "standby";
+        let waiting = keys.iter().filter(|key| waits(key) && !key["published_at"].is_null());
+        let settled = waiting.count() >= 2
+            && !keyset["active_kid"].is_null()
             && fs::read_to_string(daemon.path("keyrings/main.json")).is_ok_and(|record| is_settled(&record));
         settled.then_some(Some(()))
     })
@@ -404,7 +501,8 @@ async fn ask(daemon: &Daemon, method: Method, path: &str, key: &str, body: Optio
 async fn jwks_kids(daemon: &Daemon) -> Option<BTreeSet<String>> {
     let response = client().get(daemon.url("public", "/.well-known/jwks.json")).send().await.ok()?;
     let jwks: Value = serde_json::from_str(&response.text().await.ok()?).unwrap();
-    Some(jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect())
+    // After a compromise there is none for a moment: 503.
+    Some(jwks["keys"].as_array().into_iter().flatten().map(|key| key["kid"].as_str().unwrap().to_owned()).collect())
 }
 
 fn client() -> &'static reqwest::Client {

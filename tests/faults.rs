@@ -366,9 +366,12 @@ async fn a_second_daemon_on_one_store_is_refused_and_told_who_holds_it() {
         settled(&daemon, name).await;
     }
     let before = contents(&daemon.path("keyrings"));
-    // The first daemon's file still asks for free ports, so only the store is contested.
+    // On free ports, so that only the store is contested.
     let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
     command.args(["serve", "--config", "jwksd.toml"]).current_dir(daemon.path(""));
+    for listener in ["PUBLIC", "SIGNER", "ADMIN", "OPS"] {
+        command.env(format!("JWKSD__{listener}__LISTEN"), "127.0.0.1:0");
+    }
     let mut second = Process::start(command);
     second.output.ended().await.unwrap();
     assert_eq!(second.child.wait().unwrap().code(), Some(1));

@@ -159,6 +159,19 @@ fn nothing_is_left_to_do() {
 }
 
 #[test]
+fn every_problem_is_answered_somewhere() {
+    let sources = files_under("src", "rs").into_iter().filter(|path| !path.ends_with("http/problem.rs"));
+    let code: String = sources.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let mentions = |kind: &ProblemType| {
+        let name = format!("ProblemType::{kind:?}");
+        code.match_indices(&name).any(|(at, _)| !code[at + name.len()..].starts_with(|c: char| c.is_alphanumeric()))
+    };
+    for kind in ProblemType::ALL {
+        assert!(mentions(kind), "{} is never answered with", kind.slug());
+    }
+}
+
+#[test]
 fn the_readme_lists_every_problem_and_no_other() {
     let readme = read("README.md");
     let listed: BTreeMap<&str, (&str, &str)> = readme

@@ -234,3 +234,26 @@ async fn the_process_leaves_no_core_dump() {
     let owner = std::fs::metadata(format!("/proc/{}/environ", daemon.pid())).unwrap().uid();
     assert_eq!(owner, 0, "the process is dumpable");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_memory_cannot_be_protected_handles_no_keys() {
+    let denied = |what| {
+        let mut daemon = Daemon::builder()
+            .tables("[issuer.main]\nurl = \"https://issuer.example.test\"\n[keyset.main]\nalgorithm = \"EdDSA\"")
+            .prepare();
+        daemon.set_env("LD_PRELOAD", Some(support::tools::preloaded("secrets/deny.c").to_str().unwrap()));
+        daemon.set_env("DENY", Some(what));
+        daemon
+    };
+    let mut exposed = denied("prctl");
+    let status = exposed.try_start().await.unwrap_err();
+    assert_eq!(status.code(), Some(1));
+    assert!(exposed.logs().iter().any(|line| line.contains("PR_SET_DUMPABLE")), "{:?}", exposed.logs());
+    assert!(!exposed.path("seal.key").exists(), "no key was made");
+
+    // Undumpable all the same: that is said, and enough.
+    let mut undumpable = denied("setrlimit");
+    undumpable.start_process().await;
+    undumpable.log_line("the warning", |line| line.message() == "the process is not fully hardened").await;
+    undumpable.ready().await;
+}

@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::decide::{Decision, Idempotency, Intent, Request, decide};
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use jwksd::keyring::name::Name;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
-use jwksd::keyring::record::{AuditEntry, Journal, Key, KeyState, Keyring, Origin, PrivateHandle};
+use jwksd::keyring::plan::{Desired, Facts};
+use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::record::{Answered, AuditEntry, Journal, Key, KeyState, Keyring, Origin, PrivateHandle};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::data_keys::DataKeys;
@@ -22,7 +24,7 @@ use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::file::FileStore;
 use jwksd::store::ledger::{
-    Alive, Initialisation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
+    Alive, Amended, Initialisation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
 };
 use jwksd::store::memory::MemoryStore;
 use jwksd::store::record::RecordProblem;
@@ -48,6 +50,7 @@ fn policy() -> Policy {
             caches: vec![Span::from_secs(300)],
             jwks_paths: vec![],
             discovery: Discovery::Minimal,
+            probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
         backend: "local".to_owned(),
@@ -93,6 +96,7 @@ fn key(keyset: &Name, serial: u64, keys: &DataKeys) -> Key {
         entered_at: at(0),
         created_at: at(0),
         published_at: None,
+        seen_at: None,
         activated_at: None,
         demoted_at: None,
         stopped_at: None,
@@ -117,6 +121,7 @@ fn keyring(keyset: &Name, lineage: &str, keys: &DataKeys) -> Keyring {
         policy: policy(),
         first: true,
         keys: vec![key(keyset, 1, keys), key(keyset, 2, keys), remote],
+        banned: vec![],
         next_serial: 4,
         last_promotion_at: None,
         hold: None,
@@ -497,9 +502,9 @@ async fn a_newer_format_is_refused_and_nothing_is_written() {
 #[tokio::test]
 async fn the_wrong_seal_key_is_refused_by_name() {
     let site = Site::new().await;
-    let right = site.seal().unwrap().id();
+    let right = site.seal().unwrap().id().await.unwrap();
     fs::remove_file(site.seal_path()).unwrap();
-    let wrong = FileKey::create(&site.seal_path()).unwrap().id();
+    let wrong = FileKey::create(&site.seal_path()).unwrap().id().await.unwrap();
     let error = site.refused("default", INSTALLATION).await;
     let message = error.to_string();
     assert!(matches!(error, LedgerError::OtherSeal { .. }) && message.contains(&right) && message.contains(&wrong));
@@ -617,8 +622,128 @@ async fn the_journal_of_the_installation_is_kept() {
         kids: BTreeSet::new(),
         detail: None,
     };
-    site.open().await.unwrap().amend_journal(|journal| journal.audit.push(entry.clone())).await.unwrap();
-    assert_eq!(site.open().await.unwrap().installation().journal.audit, [entry]);
+    site.open().await.unwrap().amend_journal(None, |journal, _| journal.audit.push(entry.clone())).await.unwrap();
+    let ledger = site.open().await.unwrap();
+    assert_eq!(ledger.installation().journal.audit, [entry]);
+
+    // A change may be bound to the generation it was decided at.
+    let current = ledger.generation();
+    let note = |journal: &mut Journal, generation| journal.next_seq = generation;
+    let stale = ledger.amend_journal(Some(current - 1), note).await.unwrap();
+    assert_eq!((stale, ledger.generation()), (Amended::MovedOn { current }, current), "nothing was written");
+    let bound = ledger.amend_journal(Some(current), note).await.unwrap();
+    assert_eq!((bound, ledger.generation()), (Amended::At { generation: current + 1 }, current + 1));
+    assert_eq!(ledger.installation().journal.next_seq, current + 1, "the generation that the write made");
+}
+
+/// Everything that grows, grown as far as it goes.
+fn fullest(base: Keyring) -> Keyring {
+    let reason = || Some("\u{1f511}".repeat(1000)); // The longest that is accepted, four bytes a character.
+    let model = base.keys[0].clone();
+    let mut keyring = Keyring { keys: vec![], ..base };
+    let short = |n| Verifier { name: format!("v{n}"), sees_new: Span::SECOND, keeps_old: None };
+    keyring.policy.rotation.verifiers = (0..1200).map(short).collect();
+    let policy_bytes = serde_json::to_vec(&keyring.policy).unwrap().len();
+    assert!((50_000..70_000).contains(&policy_bytes), "as the configuration limits it: {policy_bytes}");
+    let mut number = 0_u32;
+    let mut call = |keyring: &mut Keyring, intent: Intent| {
+        number += 1;
+        let policy = keyring.policy.clone();
+        let facts = Facts {
+            now: at(1),
+            clock_frozen: false,
+            removals_not_before: Timestamp::EPOCH,
+            desired: Desired::Policy(&policy),
+            published: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            issuer_served: true,
+            resumed_at: None,
+            room: 10,
+            backoff: BTreeMap::new(),
+        };
+        let idempotency = Idempotency { key: format!("{number:\"<255}"), fingerprint: "f".repeat(43) };
+        let request = Request {
+            intent,
+            actor: "a".repeat(63),
+            reason: reason(),
+            dry_run: false,
+            if_generation: None,
+            idempotency: Some(idempotency),
+        };
+        match decide(keyring, &facts, &request).unwrap() {
+            Decision::Write { next, .. } => *keyring = *next,
+            other => panic!("{other:?}"),
+        }
+    };
+    let bring = |keyring: &mut Keyring, serial: u64, state: KeyState| {
+        let kid = Kid::parse(&format!("{serial:\"<256}")).unwrap();
+        let n = format!("{serial:A<683}");
+        let public = PublicJwk::Rsa { n, e: "AQAB".to_owned() };
+        let mut key = Key { kid, public, state, ..model.clone() };
+        (key.serial, key.private) = (serial, None);
+        keyring.keys.push(key);
+    };
+    // Ten at a time, as a JWKS holds them; then the history of those that retired.
+    for serial in 1..=400 {
+        bring(&mut keyring, serial, KeyState::Retiring);
+        if serial % 10 == 0 {
+            call(&mut keyring, Intent::Compromise);
+        }
+    }
+    for serial in 2001..=2300 {
+        bring(&mut keyring, serial, KeyState::Retired);
+    }
+    // What would take years of revocations to fill.
+    keyring.banned.extend((0..60_000).map(|n| format!("{n:x>43}")));
+    for serial in 3001..=3010 {
+        bring(&mut keyring, serial, KeyState::Retiring);
+    }
+    call(&mut keyring, Intent::Hold { until: None });
+    call(&mut keyring, Intent::Compromise);
+    // As often as anybody likes: the longest answer and the longest entry, each many times.
+    let longest = |answers: &Vec<Answered>| {
+        answers.iter().max_by_key(|answered| answered.answer.to_string().len()).unwrap().clone()
+    };
+    let (answer, entry) = (longest(&keyring.journal.answered), keyring.journal.audit.last().unwrap().clone());
+    keyring.journal.answered.extend(vec![answer; 1100]);
+    keyring.journal.audit.extend(vec![entry; 1100]);
+    call(&mut keyring, Intent::Hold { until: None });
+    keyring.generation = 1;
+    keyring
+}
+
+#[tokio::test]
+async fn a_record_in_which_everything_has_grown_to_its_limit_can_be_stored() {
+    let site = Site::new().await;
+    let ledger = site.open().await.unwrap();
+    let registration = ledger.register(&[(name("third"), ISSUER.to_owned())], at(0)).await.unwrap().remove(0);
+    let (keyset, lineage) = (registration.name, registration.lineage);
+    let full = fullest(keyring(&keyset, &lineage, &ledger.keys()));
+    let count = |state| full.keys.iter().filter(|key| key.state == state).count();
+    assert_eq!((count(KeyState::Revoked), count(KeyState::Retired)), (300, 200));
+    assert_eq!(full.journal.audit.len(), 200);
+    assert!(full.journal.answered.len() > 10 && full.banned.len() > 40_000);
+    ledger.save(None, &full).await.unwrap();
+    let length = fs::metadata(site.path("keyrings/third.json")).unwrap().len();
+    println!("{length} bytes");
+    assert!(length < 15 * 1024 * 1024, "{length} bytes: no room left below the longest record");
+}
+
+#[tokio::test]
+async fn a_record_that_would_become_too_long_is_not_written_and_what_is_stored_stays_trusted() {
+    let site = Site::new().await;
+    let ledger = site.open().await.unwrap();
+    let registration = ledger.register(&[(name("third"), ISSUER.to_owned())], at(0)).await.unwrap().remove(0);
+    let (keyset, lineage) = (registration.name, registration.lineage);
+    let stored = ledger.save(None, &keyring(&keyset, &lineage, &ledger.keys())).await.unwrap();
+    let mut next = following(&stored);
+    next.policy.tokens.audiences = vec!["x".repeat(17 * 1024 * 1024)];
+    let error = ledger.save(Some(&stored), &next).await.unwrap_err();
+    assert!(!error.is_distrust() && !error.may_pass(), "{error}");
+    assert!(error.to_string().contains("nothing was written"), "{error}");
+    assert_eq!(ledger.load(&keyset).await.unwrap().unwrap().keyring, stored.keyring);
+    ledger.save(Some(&stored), &following(&stored)).await.unwrap();
 }
 
 #[tokio::test]
@@ -626,8 +751,13 @@ async fn the_alive_mark_is_kept_and_its_absence_is_not_an_error() {
     let site = Site::new().await;
     let ledger = site.open().await.unwrap();
     assert_eq!(ledger.read_alive().await.unwrap(), None);
-    let mut alive =
-        Alive { at: at(1), resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]), removals_delay: Span::ZERO };
+    let mut alive = Alive {
+        at: at(1),
+        resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]),
+        removals_delay: Span::ZERO,
+        latest: at(0),
+        sampled: BTreeMap::new(),
+    };
     ledger.write_alive(&alive).await.unwrap();
     alive.at = at(2);
     ledger.write_alive(&alive).await.unwrap();
@@ -806,7 +936,7 @@ async fn an_initialisation_that_crashed_anywhere_is_resumed() {
 
             let installation = ledger.installation();
             assert_eq!((installation.data_keys.len(), installation.keysets.len()), (1, 0));
-            assert_eq!(installation.data_keys[0].kek, FileKey::load(&seal_path).unwrap().id());
+            assert_eq!(installation.data_keys[0].kek, FileKey::load(&seal_path).unwrap().id().await.unwrap());
             assert_eq!(inner.read(&Document::Initialising).await.unwrap(), None);
             assert_eq!(ledger.installation_mark(), Mark::Current);
             assert_eq!(Ledger::inspect(inner.as_ref(), evidence()).await.unwrap(), Initialisation::Initialised);
@@ -963,7 +1093,16 @@ async fn sealed_site(seal: &Arc<dyn KeyEncryptionKey>) -> Arc<dyn Store> {
     next.keys[0].private = None;
     ledger.save(Some(&loaded[0]), &next).await.unwrap();
     ledger.register(&[(name("never-made"), ISSUER.to_owned())], at(0)).await.unwrap();
-    ledger.write_alive(&Alive { at: at(3), resumed: BTreeMap::new(), removals_delay: Span::ZERO }).await.unwrap();
+    ledger
+        .write_alive(&Alive {
+            at: at(3),
+            resumed: BTreeMap::new(),
+            removals_delay: Span::ZERO,
+            latest: at(0),
+            sampled: BTreeMap::new(),
+        })
+        .await
+        .unwrap();
     store
 }
 
@@ -1009,7 +1148,7 @@ async fn resealing_leaves_nothing_of_the_old_keys() {
     let resealed = Ledger::reseal(Arc::clone(&store), Arc::clone(&new), &[Arc::clone(&old)], associated_data, at(10))
         .await
         .unwrap();
-    assert_eq!((resealed.keyrings, resealed.private_keys, resealed.kek), (2, 3, new.id()));
+    assert_eq!((resealed.keyrings, resealed.private_keys, resealed.kek), (2, 3, new.id().await.unwrap()));
     let error = Ledger::open(Arc::clone(&store), &[Arc::clone(&old)]).await.unwrap_err();
     assert!(matches!(error, LedgerError::OtherSeal { .. }), "{error}");
     let ledger = Ledger::open(Arc::clone(&store), &[new]).await.unwrap();

@@ -19,7 +19,7 @@ pub(super) async fn clean_up(engine: Arc<Engine>, backend: Arc<AwsKmsBackend>, s
     let interval = Span::from_millis(backend.cleanup_after().as_millis() / 4);
     let interval = interval.min(LONGEST_INTERVAL).max(SHORTEST_INTERVAL).to_std();
     loop {
-        if uses_aws_kms(&engine) {
+        if uses_aws_kms(&engine) && !engine.is_sealed() {
             tokio::select! {
                 () = once(&engine, &backend) => {}
                 () = stop.cancelled() => return,
@@ -44,7 +44,7 @@ async fn once(engine: &Arc<Engine>, backend: &AwsKmsBackend) {
     for cell in &engine.directory().order {
         owned.add(&cell.snapshot.load().keyring);
     }
-    let installation = engine.ledger().installation().id.clone();
+    let Some(installation) = engine.installation().map(|installation| installation.id.clone()) else { return };
     match backend.clean_up(&installation, &owned, engine.clock.now()).await {
         Ok(done) if done.scheduled + done.young > 0 => {
             tracing::info!(

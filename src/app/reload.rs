@@ -97,6 +97,7 @@ impl Reloader {
         }
         let answer = ReloadAnswer {
             action: "reload",
+            generation: 0, // Known once it is written down.
             changed,
             warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
             restart_needed: restart_needed(&running.started, &loaded.config),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use super::AppError;
 use super::access::{AccessError, fresh_token};
-use crate::config::{Config, Initialise, TokenSource};
+use crate::aws_kms::SdkKms;
+use crate::config::{Config, Initialise, SealKey, TokenSource};
 use crate::keyring::time::Timestamp;
+use crate::seal::aws_kms::AwsKmsKey;
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::Store;
 use crate::store::file::FileStore;
-use crate::store::ledger::{Initialisation, Ledger, SealEvidence};
+use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Unauthenticated};
 use crate::store::memory::MemoryStore;
 
 /// What an initialisation made.
@@ -23,8 +25,35 @@ pub struct Initialised {
     pub already: bool,
 }
 
-/// Opens what is initialised; initialises what is empty where the configuration allows it.
-pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Ledger, AppError> {
+/// A store as it is found at a start.
+pub(super) enum Opened {
+    /// Everything can be authenticated.
+    Ledger(Ledger),
+    /// The seal lives elsewhere and has not been asked yet.
+    Sealed(Unauthenticated, Unsealing),
+}
+
+/// What opens a store whose seal lives elsewhere; may be tried again and again.
+pub(super) struct Unsealing {
+    store: Arc<dyn Store>,
+    keys: Vec<Arc<dyn KeyEncryptionKey>>,
+    /// Nothing is initialised, and that may be done.
+    initialise: bool,
+}
+
+impl Unsealing {
+    /// Opens the store, or initialises it; continues what an earlier attempt began.
+    pub async fn attempt(&self, now: Timestamp) -> Result<Ledger, LedgerError> {
+        let Some(primary) = self.keys.first().filter(|_| self.initialise) else {
+            return Ledger::open(self.store.clone(), &self.keys).await;
+        };
+        let seal = async || Ok(primary.clone());
+        Ledger::initialise(self.store.clone(), SealEvidence::Unknown, seal, now).await
+    }
+}
+
+/// Opens what is initialised; initialises what is empty where the configuration allows it. Asks nobody elsewhere.
+pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppError> {
     if config.store.initialise == Initialise::Never && !exists(&config.store.path) {
         return Err(AppError::NotInitialised { path: config.store.path.clone() });
     }
@@ -33,17 +62,33 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Ledger, AppE
         Initialise::Never => Arc::new(FileStore::open(&config.store.path)?),
         Initialise::IfEmpty => Arc::new(FileStore::create(&config.store.path)?),
     };
+    let remote = evidence == SealEvidence::Unknown;
     match Ledger::inspect(store.as_ref(), evidence).await? {
-        Initialisation::Initialised => open_initialised(config, store).await,
-        Initialisation::Initialising | Initialisation::Fresh if config.store.initialise == Initialise::IfEmpty => {
-            let (ledger, made) = make(config, store, evidence, now).await?;
-            for made in made {
-                tracing::info!("initialised: made {made}");
-            }
-            Ok(ledger)
+        Initialisation::Initialised if remote => {
+            let claims = Unauthenticated::read(store.clone()).await?;
+            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: false }))
         }
+        Initialisation::Initialised => Ok(Opened::Ledger(open_initialised(config, store).await?)),
         // `jwksd init` began and did not end; or it never ran.
-        _ => Err(AppError::NotInitialised { path: config.store.path.clone() }),
+        _ if config.store.initialise == Initialise::Never => {
+            Err(AppError::NotInitialised { path: config.store.path.clone() })
+        }
+        _ if remote => {
+            announce(make_tokens(config)?);
+            let claims = Unauthenticated::uninitialised(store.clone());
+            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: true }))
+        }
+        _ => {
+            let (ledger, made) = make(config, store, evidence, now).await?;
+            announce(made);
+            Ok(Opened::Ledger(ledger))
+        }
+    }
+}
+
+fn announce(made: Vec<String>) {
+    for made in made {
+        tracing::info!("initialised: made {made}");
     }
 }
 
@@ -84,10 +129,18 @@ async fn open_initialised(config: &Config, store: Arc<dyn Store>) -> Result<Ledg
     Ok(Ledger::open(store, &keys(config)?).await?)
 }
 
+/// The key-encryption keys of a configuration, the one that seals first. Keys elsewhere are not asked.
 fn keys(config: &Config) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
-    let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = vec![Arc::new(FileKey::load(&config.seal.path)?)];
-    for previous in &config.seal.previous {
-        keys.push(Arc::new(FileKey::load(&previous.path)?));
+    let mut kms = None;
+    let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = Vec::new();
+    for (_, key) in config.seal.keys() {
+        keys.push(match key {
+            SealKey::File { path } => Arc::new(FileKey::load(path)?),
+            SealKey::AwsKms { key_id } => {
+                let api = kms.get_or_insert_with(|| Arc::new(SdkKms::new(config.aws_kms.clone())));
+                Arc::new(AwsKmsKey::new(api.clone(), key_id))
+            }
+        });
     }
     Ok(keys)
 }
@@ -100,12 +153,16 @@ async fn make(
 ) -> Result<(Ledger, Vec<String>), AppError> {
     // Before the store counts as initialised, after which nothing missing is made.
     let mut made = make_tokens(config)?;
-    let path = config.seal.path.clone();
-    if evidence == SealEvidence::Missing {
+    if let (SealKey::File { path }, SealEvidence::Missing) = (&config.seal.key, evidence) {
         made.push(format!("the seal key {}", path.display()));
     }
     let seal = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> {
-        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::load_or_create(&path)?);
+        let key: Arc<dyn KeyEncryptionKey> = match &config.seal.key {
+            SealKey::File { path } => Arc::new(FileKey::load_or_create(path)?),
+            SealKey::AwsKms { key_id } => {
+                Arc::new(AwsKmsKey::new(Arc::new(SdkKms::new(config.aws_kms.clone())), key_id))
+            }
+        };
         Ok(key)
     };
     let ledger = Ledger::initialise(store, evidence, seal, now).await?;
@@ -133,7 +190,11 @@ fn missing_tokens(config: &Config) -> Vec<PathBuf> {
 }
 
 fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
-    Ok(if FileKey::exists(&config.seal.path)? { SealEvidence::Exists } else { SealEvidence::Missing })
+    Ok(match &config.seal.key {
+        SealKey::File { path } if FileKey::exists(path)? => SealEvidence::Exists,
+        SealKey::File { .. } => SealEvidence::Missing,
+        SealKey::AwsKms { .. } => SealEvidence::Unknown,
+    })
 }
 
 /// Unreadable counts as there.

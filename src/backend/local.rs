@@ -23,7 +23,7 @@ use super::verify::Verifier;
 use super::{Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, Signer, StoredKey};
 use crate::keyring::algorithm::{Algorithm, SigningCost};
 use crate::keyring::jwk::{Kid, PublicBytes, PublicJwk};
-use crate::seal::data_keys::DataKeys;
+use crate::seal::data_keys::{DataKeys, LateDataKeys};
 
 /// The name of this backend in configuration, metrics and records.
 pub const LOCAL: &str = "local";
@@ -45,6 +45,20 @@ impl KeySealing for DataKeys {
     fn open(&self, associated_data: &[u8], sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealingError> {
         self.open_private(associated_data, sealed).map_err(|_| SealingError::Mismatch)
     }
+}
+
+impl KeySealing for LateDataKeys {
+    fn seal(&self, associated_data: &[u8], plaintext: &[u8]) -> Result<String, SealingError> {
+        arrived(self)?.seal(associated_data, plaintext)
+    }
+
+    fn open(&self, associated_data: &[u8], sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealingError> {
+        arrived(self)?.open(associated_data, sealed)
+    }
+}
+
+fn arrived(late: &LateDataKeys) -> Result<&DataKeys, SealingError> {
+    late.arrived().ok_or(SealingError::Unavailable(None))
 }
 
 /// Why a key was not sealed or unsealed.

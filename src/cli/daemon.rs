@@ -18,8 +18,10 @@ pub(super) fn serve(global: &Global) -> Outcome {
 }
 
 fn run(loaded: Loaded, source: Source) -> Outcome {
-    if let Err(error) = hardening::harden() {
-        tracing::warn!(%error, "core dumps could not be turned off");
+    match hardening::harden() {
+        Err(error) if error.is_fatal() => return Err(Failure::Failed(crate::engine::chain(&error))),
+        Err(error) => tracing::warn!(error = %crate::engine::chain(&error), "the process is not fully hardened"),
+        Ok(()) => {}
     }
     for warning in &loaded.warnings {
         tracing::warn!(key = %warning.path, "{}", warning.message);
@@ -92,9 +94,7 @@ pub(super) fn reseal(global: &Global) -> Outcome {
             ),
             Output::Text => println!(
                 "resealed {} keyrings and {} private keys under the seal key {}; former seal keys are not needed any more",
-                resealed.keyrings,
-                resealed.private_keys,
-                loaded.config.seal.path.display()
+                resealed.keyrings, resealed.private_keys, loaded.config.seal.key
             ),
         }
         Ok(())

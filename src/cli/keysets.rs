@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::client::{Client, Which, fetch};
 use super::render::{self, str_of};
-use super::{Action, Failure, Global, Outcome, Output, time_or_duration};
+use super::{Action, Failure, Global, Outcome, Output, Unasked, time_or_duration};
 use crate::app::system_now;
 use crate::keyring::jwk::parse_jwks;
 use crate::keyring::time::{Span, Timestamp};
@@ -52,7 +52,7 @@ pub(super) async fn rotate(
     confirm_algorithm: Option<String>,
     action: &Action,
 ) -> Outcome {
-    let mut body = body_of(action);
+    let mut body = body_of(&action.request);
     if allow_unpropagated {
         body.insert("allow_unpropagated".to_owned(), true.into());
     }
@@ -69,7 +69,7 @@ pub(super) async fn rotate(
 pub(super) async fn act(global: &Global, keyset: Option<&str>, name: &str, action: &Action) -> Outcome {
     let admin = Client::new(global, Which::Admin)?;
     let keyset = chosen(&admin, keyset).await?;
-    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/{name}"), body_of(action), action, true).await
+    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/{name}"), body_of(&action.request), action, true).await
 }
 
 pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) -> Outcome {
@@ -83,33 +83,46 @@ pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) 
     let shown = admin.get(&format!("/v1/keysets/{keyset}?history=true")).await?;
     let kid = resolve(&shown, key)?;
     let path = format!("/v1/keysets/{keyset}/keys/{}/revoke", escaped(&kid));
-    carry_out(global, &admin, &path, body_of(action), action, true).await
+    carry_out(global, &admin, &path, body_of(&action.request), action, true).await
 }
 
-pub(super) async fn hold(global: &Global, keyset: Option<&str>, until: Option<String>, action: &Action) -> Outcome {
-    let mut body = body_of(action);
+pub(super) async fn hold(global: &Global, keyset: Option<&str>, until: Option<String>, request: &Unasked) -> Outcome {
+    let mut body = body_of(request);
     if let Some(until) = until {
         body.insert("until".to_owned(), time_or_duration(&until, system_now())?.to_rfc3339().into());
     }
     let admin = Client::new(global, Which::Admin)?;
     let keyset = chosen(&admin, keyset).await?;
-    let hold = admin.send(Method::PUT, &format!("/v1/keysets/{keyset}/hold"), Some(&body.into())).await?;
+    let path = format!("/v1/keysets/{keyset}/hold");
+    let mut hold = persist(&admin, Method::PUT, &path, &body.into(), request.wait).await?;
+    if request.dry_run {
+        hold["dry_run"] = true.into();
+    }
     match global.output {
         Output::Json => print_json(&hold),
         Output::Text => {
             let until = hold["until"].as_str().map_or("until it is resumed".to_owned(), |at| format!("until {at}"));
-            println!("{keyset} is held {until}");
+            match request.dry_run {
+                true => println!("{keyset} would be held {until} (dry run, nothing changed)"),
+                false => println!("{keyset} is held {until}"),
+            }
         }
     }
     Ok(())
 }
 
-pub(super) async fn resume(global: &Global, keyset: Option<&str>, action: &Action) -> Outcome {
+pub(super) async fn resume(global: &Global, keyset: Option<&str>, request: &Unasked) -> Outcome {
     let admin = Client::new(global, Which::Admin)?;
     let keyset = chosen(&admin, keyset).await?;
-    admin.send(Method::DELETE, &format!("/v1/keysets/{keyset}/hold"), Some(&body_of(action).into())).await?;
+    let path = format!("/v1/keysets/{keyset}/hold");
+    persist(&admin, Method::DELETE, &path, &body_of(request).into(), request.wait).await?;
+    let mut answer = json!({ "keyset": keyset, "hold": null });
+    if request.dry_run {
+        answer["dry_run"] = true.into();
+    }
     match global.output {
-        Output::Json => print_json(&json!({ "keyset": keyset, "hold": null })),
+        Output::Json => print_json(&answer),
+        Output::Text if request.dry_run => println!("{keyset} would not be held (dry run, nothing changed)"),
         Output::Text => println!("{keyset} is not held"),
     }
     Ok(())
@@ -182,11 +195,11 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     #[command(flatten)]
-    action: Action,
+    request: Unasked,
 }
 
 pub(super) async fn import(global: &Global, arguments: ImportArgs) -> Outcome {
-    let mut common = body_of(&arguments.action);
+    let mut common = body_of(&arguments.request);
     let mut put = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             common.insert(name.to_owned(), value.into());
@@ -212,7 +225,7 @@ pub(super) async fn import(global: &Global, arguments: ImportArgs) -> Outcome {
     for (member, text) in sources(global, &arguments).await? {
         let mut body = common.clone();
         body.insert(member.to_owned(), text.as_str().into());
-        let outcome = admin.send(Method::POST, &path, Some(&body.into())).await?;
+        let outcome = persist(&admin, Method::POST, &path, &body.into(), arguments.request.wait).await?;
         show(global, &outcome);
     }
     Ok(())
@@ -278,26 +291,35 @@ async fn carry_out(
     action: &Action,
     risky: bool,
 ) -> Outcome {
-    if risky && !action.dry_run && !action.yes {
+    if risky && !action.request.dry_run && !action.yes {
         let mut trial = body.clone();
         trial.insert("dry_run".to_owned(), true.into());
         let outcome = admin.send(Method::POST, path, Some(&trial.into())).await?;
-        confirm(&outcome)?;
+        confirm(&render::outcome(&outcome, false))?;
     }
-    let body: Value = body.into();
+    let outcome = persist(admin, Method::POST, path, &body.into(), action.request.wait).await?;
+    show(global, &outcome);
+    Ok(())
+}
+
+/// Has it done; with `wait` as soon as it can be.
+pub(super) async fn persist(
+    admin: &Client,
+    method: Method,
+    path: &str,
+    body: &Value,
+    wait: bool,
+) -> Result<Value, Failure> {
     loop {
-        match admin.try_send(Method::POST, path, Some(&body)).await? {
-            Ok(outcome) => {
-                show(global, &outcome);
-                return Ok(());
-            }
-            Err(problem) if action.wait && problem.status.as_u16() == 409 => {
+        match admin.try_send(method.clone(), path, Some(body)).await? {
+            Ok(answer) => return Ok(answer),
+            Err(problem) if wait && problem.status.as_u16() == 409 => {
                 let at = problem.body["next_standby_at"].as_str().and_then(Timestamp::parse_rfc3339);
                 let Some(at) = at else { return Err(Failure::Refused(problem.to_string())) };
                 eprintln!("waiting until {at}");
                 tokio::time::sleep(at.since(system_now()).to_std().max(Duration::from_millis(200))).await;
             }
-            Err(problem) if action.wait && problem.status.as_u16() == 503 => {
+            Err(problem) if wait && problem.status.as_u16() == 503 => {
                 let seconds = problem.body["retry_after_seconds"].as_u64().unwrap_or(1);
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
             }
@@ -306,13 +328,14 @@ async fn carry_out(
     }
 }
 
-fn confirm(dry_run: &Value) -> Outcome {
+/// Shows what would happen and asks.
+pub(super) fn confirm(what: &str) -> Outcome {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(
             "this cannot be undone and there is no terminal to ask on: use --yes, or --dry-run".to_owned(),
         ));
     }
-    eprint!("{}", render::outcome(dry_run, false));
+    eprint!("{what}");
     eprint!("Do it? [y/N] ");
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
@@ -329,12 +352,12 @@ fn show(global: &Global, outcome: &Value) {
     }
 }
 
-fn body_of(action: &Action) -> Map<String, Value> {
+pub(super) fn body_of(request: &Unasked) -> Map<String, Value> {
     let mut body = Map::new();
-    if let Some(reason) = &action.reason {
+    if let Some(reason) = &request.reason {
         body.insert("reason".to_owned(), reason.as_str().into());
     }
-    if action.dry_run {
+    if request.dry_run {
         body.insert("dry_run".to_owned(), true.into());
     }
     body

@@ -1,6 +1,7 @@
 //! The command line: arguments, and one file per group of commands.
 
 mod client;
+mod clock;
 mod config;
 mod daemon;
 mod demo;
@@ -111,13 +112,13 @@ enum Command {
         #[arg(long)]
         until: Option<String>,
         #[command(flatten)]
-        action: Action,
+        request: Unasked,
     },
     /// End a hold
     Resume {
         keyset: Option<String>,
         #[command(flatten)]
-        action: Action,
+        request: Unasked,
     },
     /// End a keyset: it signs no more, its keys leave as their tokens expire
     Drain {
@@ -131,6 +132,11 @@ enum Command {
         /// Only what came after this time or cursor
         #[arg(long)]
         after: Option<String>,
+    },
+    /// Look at the daemon's clock, or accept it after it stepped
+    Clock {
+        #[command(subcommand)]
+        command: ClockCommand,
     },
     /// Bring keys from elsewhere
     Import(keysets::ImportArgs),
@@ -157,7 +163,7 @@ enum Command {
         /// JWKS to use [default: this daemon's]
         #[arg(long, value_name = "URL")]
         jwks: Option<String>,
-        /// Required issuer [default: that of the keys]
+        /// Required issuer [default: that of the keys: this daemon's, or with --jwks that of the discovery document beside it]
         #[arg(long)]
         iss: Option<String>,
         /// Required audience
@@ -187,21 +193,39 @@ enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
+#[derive(Subcommand)]
+enum ClockCommand {
+    /// Show the daemon's clock, and whether it is trusted
+    Show,
+    /// Accept the clock as it is: what waits for time goes on
+    Accept {
+        #[command(flatten)]
+        action: Action,
+    },
+}
+
 /// What all changing commands have in common.
 #[derive(Args, Clone, Default)]
-struct Action {
+struct Unasked {
     /// For the audit log
     #[arg(long)]
     reason: Option<String>,
     /// Show what would happen and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
     /// Wait until the daemon can do it
     #[arg(long)]
     wait: bool,
+}
+
+/// The same for commands that ask before they do something that cannot be undone.
+#[derive(Args, Clone, Default)]
+struct Action {
+    #[command(flatten)]
+    request: Unasked,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Why a command failed, by exit code (DESIGN §9).
@@ -272,8 +296,10 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         Command::Compromise { keyset, action } => keysets::act(global, keyset.as_deref(), "compromise", &action).await,
         Command::Rollback { keyset, action } => keysets::act(global, keyset.as_deref(), "rollback", &action).await,
         Command::Drain { keyset, action } => keysets::act(global, keyset.as_deref(), "drain", &action).await,
-        Command::Hold { keyset, until, action } => keysets::hold(global, keyset.as_deref(), until, &action).await,
-        Command::Resume { keyset, action } => keysets::resume(global, keyset.as_deref(), &action).await,
+        Command::Hold { keyset, until, request } => keysets::hold(global, keyset.as_deref(), until, &request).await,
+        Command::Resume { keyset, request } => keysets::resume(global, keyset.as_deref(), &request).await,
+        Command::Clock { command: ClockCommand::Show } => clock::show(global).await,
+        Command::Clock { command: ClockCommand::Accept { action } } => clock::accept(global, &action).await,
         Command::Audit { keyset, after } => keysets::audit(global, keyset.as_deref(), after).await,
         Command::Import(arguments) => keysets::import(global, arguments).await,
         Command::Sign { keyset, sub, aud, ttl, typ, claims } => {

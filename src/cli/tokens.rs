@@ -97,8 +97,12 @@ pub(super) async fn verify(
     let decoded = decode(&token).map_err(|error| refused(&error))?;
     let (keys, issuer) = match jwks {
         Some(url) => {
-            let issuer = iss.unwrap_or_else(|| decoded.claims.get("iss").map(str_of).unwrap_or_default().to_owned());
-            (usable(&fetch(&url, global.ca_file.as_deref()).await?)?, issuer)
+            let keys = usable(&fetch(&url, global.ca_file.as_deref()).await?)?;
+            let issuer = match iss {
+                Some(iss) => iss,
+                None => issuer_of(&url, global).await?,
+            };
+            (keys, issuer)
         }
         None => {
             let config = configuration(global)?;
@@ -124,6 +128,21 @@ pub(super) async fn verify(
         }
     }
     Ok(())
+}
+
+/// Whose keys these are, by the discovery document beside them. Never by the token: it would say so itself.
+async fn issuer_of(jwks: &str, global: &Global) -> Result<String, Failure> {
+    let unknown =
+        |why: &str| Failure::Usage(format!("whose keys {jwks} holds is not known ({why}): say it with --iss"));
+    let path = jwks.split(['?', '#']).next().unwrap_or_default();
+    let base =
+        path.strip_suffix("/.well-known/jwks.json").ok_or_else(|| unknown("it has no discovery document beside it"))?;
+    let discovery = format!("{base}/.well-known/openid-configuration");
+    let document = fetch(&discovery, global.ca_file.as_deref()).await.map_err(|error| match error {
+        Failure::Failed(why) | Failure::Usage(why) | Failure::Refused(why) | Failure::Unreachable(why) => unknown(&why),
+    })?;
+    let issuer = document["issuer"].as_str().filter(|issuer| !issuer.is_empty());
+    issuer.map(str::to_owned).ok_or_else(|| unknown(&format!("{discovery} names no issuer")))
 }
 
 /// The keys of a set that can verify anything here; a set may hold others.

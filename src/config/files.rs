@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::problem::Problem;
 use super::secret::{Secret, SecretError, SecretProblem, loose_mode};
-use super::{ClientCredential, Config, TokenSource};
+use super::{ClientCredential, Config, SealKey, TokenSource};
 
 /// Tokens shorter than this, in bytes, can be guessed.
 const SHORTEST_TOKEN: usize = 16;
@@ -39,10 +39,12 @@ pub fn examine_files(config: &Config) -> FileReport {
             report.token(format!("admin.token.{}.file", token.name), path, true);
         }
     }
-    report.private("seal.path".to_owned(), &config.seal.path);
-    for seal in &config.seal.previous {
-        report.readable(format!("seal.previous.{}.path", seal.name), &seal.path);
-        report.private(format!("seal.previous.{}.path", seal.name), &seal.path);
+    for (table, key) in config.seal.keys() {
+        let SealKey::File { path } = key else { continue };
+        if table != "seal" {
+            report.readable(format!("{table}.path"), path);
+        }
+        report.private(format!("{table}.path"), path);
     }
     report
 }

@@ -175,17 +175,46 @@ pub enum Initialise {
 /// The key-encryption keys of kind `file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// The file of the key that seals.
-    pub path: PathBuf,
+    /// The key that seals.
+    pub key: SealKey,
     /// Keys that only unseal, until everything is resealed.
     pub previous: Vec<PreviousSeal>,
+}
+
+/// Where a key-encryption key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealKey {
+    File {
+        path: PathBuf,
+    },
+    /// A symmetric key in AWS KMS: its ARN, its ID, or an alias.
+    AwsKms {
+        key_id: String,
+    },
 }
 
 /// A key-encryption key on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreviousSeal {
     pub name: Name,
-    pub path: PathBuf,
+    pub key: SealKey,
+}
+
+impl Seal {
+    /// Every key-encryption key with the path of its table, the one that seals first.
+    pub fn keys(&self) -> impl Iterator<Item = (String, &SealKey)> {
+        let previous = self.previous.iter().map(|seal| (format!("seal.previous.{}", seal.name), &seal.key));
+        std::iter::once(("seal".to_owned(), &self.key)).chain(previous)
+    }
+}
+
+impl fmt::Display for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SealKey::File { path } => write!(f, "{}", path.display()),
+            SealKey::AwsKms { key_id } => write!(f, "aws-kms:{key_id}"),
+        }
+    }
 }
 
 /// How AWS KMS is reached and used, by the backend and the seal of that name.
@@ -337,7 +366,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     }
     let path = |path: &Path| path.display().to_string();
     compare("store.path", path(&old.store.path), path(&new.store.path));
-    compare("seal.path", path(&old.seal.path), path(&new.seal.path));
+    compare("seal", old.seal.key.to_string(), new.seal.key.to_string());
     compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
     compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
     compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
@@ -355,7 +384,17 @@ fn describe_listener(config: &Config, table: &str) -> String {
 }
 
 fn describe_previous(seal: &Seal) -> String {
-    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.path.display())).collect();
+    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.key)).collect();
     named.sort();
     if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+}
+
+/// Whether an address belongs to one network segment (RFC 3927, RFC 4291 §2.5.6), where clouds keep the credentials of
+/// machines, or is one that they use for it elsewhere.
+pub fn is_link_local(address: std::net::IpAddr) -> bool {
+    match address.to_canonical() {
+        std::net::IpAddr::V4(address) => address.is_link_local(),
+        // fd00:ec2::/32 is where AWS serves instance metadata.
+        std::net::IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2],
+    }
 }

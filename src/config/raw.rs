@@ -150,14 +150,14 @@ tables! {
         kind: String,
         path: PathBuf,
         previous: Named<PreviousSeal>,
-        key_id: AwsKms,
+        key_id: String,
         key: InlineSealKey,
         secret: InlineSealKey,
     }
     PreviousSeal {
         kind: String,
         path: PathBuf,
-        key_id: AwsKms,
+        key_id: String,
         key: InlineSealKey,
         secret: InlineSealKey,
     }
@@ -168,7 +168,7 @@ tables! {
         caches: Vec<Span>,
         jwks_paths: Vec<String>,
         discovery: String,
-        probes: Probes,
+        probes: Vec<String>,
     }
     Defaults {
         rotation: Rotation,
@@ -248,14 +248,13 @@ macro_rules! refused {
 
 refused! {
     MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
-    Probes: "this release has no probes: choose `propagation` and `caches` so that waiting alone suffices";
-    AwsKms: "this release has no AWS KMS seal: use a seal of kind = \"file\"";
     AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
         profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where (`file` or \
         `env` of an admin token, `token_file` of a signer client)";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and `key_file`";
-    InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`";
+    InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
+        key in AWS KMS with `key_id`";
 }
 
 /// Tables with names, in the order of the file. Those whose name is not one are left out and reported.

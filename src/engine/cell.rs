@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify, Semaphore};
 
+use super::probes::Probes;
 use super::snapshot::{JwksDocument, KeysetSnapshot};
 use crate::keyring::name::Name;
 use crate::keyring::policy::IssuerPolicy;
@@ -44,12 +45,17 @@ pub(super) struct Writer {
 pub struct IssuerCell {
     pub url: String,
     pub policy: ArcSwap<IssuerPolicy>,
+    /// What is rendered; [`served`](Self::served) is what the public may see of it.
     pub document: ArcSwapOption<JwksDocument>,
+    /// The issuer begins while listeners are open: nothing is served before all its keysets have their first key.
+    withheld: AtomicBool,
     pub metrics: IssuerMetrics,
     /// Whoever holds it may add a key to the issuer's JWKS: the limit counts all its keysets.
     pub(super) admission: Mutex<()>,
     /// Serialises rendering, so that an older set of keys never replaces a newer one.
     pub(super) rendering: std::sync::Mutex<()>,
+    /// What is served where verifiers fetch.
+    probes: std::sync::Mutex<Probes>,
     /// Boot time at which publication resumed after a silence longer than max_age; negative: none.
     resumed: AtomicI64,
 }
@@ -60,11 +66,18 @@ impl IssuerCell {
             url: policy.url.clone(),
             policy: ArcSwap::from_pointee(policy),
             document: ArcSwapOption::empty(),
+            withheld: AtomicBool::new(false),
             metrics,
             admission: Mutex::new(()),
             rendering: std::sync::Mutex::new(()),
+            probes: std::sync::Mutex::default(),
             resumed: AtomicI64::new(i64::MIN),
         }
+    }
+
+    /// What the issuer's probes show. Held for moments only.
+    pub fn probes(&self) -> std::sync::MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Boot time at which publication resumed; may lie before this boot, then it is negative milliseconds.
@@ -72,14 +85,32 @@ impl IssuerCell {
         Some(self.resumed.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN)
     }
 
+    /// The document that the public listener answers with.
+    pub fn served(&self) -> Option<Arc<JwksDocument>> {
+        if self.is_withheld() { None } else { self.document.load_full() }
+    }
+
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn withhold(&self, withheld: bool) {
+        self.withheld.store(withheld, Ordering::SeqCst);
+    }
+
     /// Whether the issuer's document has keys of other keysets too.
     pub fn serves_others(&self, snapshot: &KeysetSnapshot) -> bool {
         let own = snapshot.keyring.published().count();
-        self.document.load().as_ref().is_some_and(|document| document.keys as usize > own)
+        self.served().as_ref().is_some_and(|document| document.keys as usize > own)
     }
 
     pub fn set_resumed_boot_ms(&self, at: i64) {
         self.resumed.store(at, Ordering::Relaxed);
+    }
+
+    /// As [`set_resumed_boot_ms`](Self::set_resumed_boot_ms), unless a later silence is known.
+    pub fn resumed_not_before_boot_ms(&self, at: i64) {
+        self.resumed.fetch_max(at, Ordering::Relaxed);
     }
 }
 

@@ -17,6 +17,8 @@ use crate::telemetry::metrics::BackendOperation;
 pub enum CommandError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error("the seal has not been opened yet, so nothing can be changed")]
+    Sealed,
     #[error("the keyset is frozen: {reason}")]
     Frozen { reason: Arc<str> },
     #[error("the change could not be stored: {cause}")]
@@ -74,6 +76,9 @@ impl Engine {
         request: Request,
         material: Option<Joining>,
     ) -> Result<Outcome, CommandError> {
+        if self.is_sealed() && cell.snapshot.load().frozen.is_none() {
+            return Err(CommandError::Sealed);
+        }
         let (engine, cell) = (self.clone(), cell.clone());
         let work = tokio::spawn(async move { engine.carry_out(&cell, request, material).await });
         work.await
@@ -109,7 +114,10 @@ impl Engine {
                 None => None,
             };
         }
-        let facts = self.facts(cell, &snapshot);
+        let mut facts = self.facts(cell, &snapshot);
+        if let Intent::Import(imported) = &request.intent {
+            facts.room = u32::from(self.has_room_for(cell, &imported.key));
+        }
         let (next, outcome) = match decide(&snapshot.keyring, &facts, &request)? {
             Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(outcome),
             Decision::Write { next, outcome } => (*next, outcome),
@@ -166,12 +174,12 @@ impl Engine {
     /// Nor may a key that another keyset revoked come back under another name.
     fn refuse_taken(&self, cell: &KeysetCell, new: &NewKey) -> Result<(), CommandError> {
         let directory = self.directory();
-        let clashes = |key: &Key| {
-            let trusted_or_revoked = key.state.is_published() || key.state == KeyState::Revoked;
-            trusted_or_revoked && (key.kid == new.kid || key.public == new.public)
-        };
+        let clashes = |key: &Key| key.state.is_published() && (key.kid == new.kid || key.public == new.public);
         let mut others = directory.keysets_of(&cell.issuer).filter(|other| other.name != cell.name);
-        let taken = others.any(|other| other.snapshot.load().keyring.keys.iter().any(clashes));
+        let taken = others.any(|other| {
+            let keyring = other.snapshot.load().keyring.clone();
+            keyring.has_revoked(&new.kid, &new.public) || keyring.keys.iter().any(clashes)
+        });
         if taken { Err(CommandError::KidTaken { kid: new.kid.to_string() }) } else { Ok(()) }
     }
 }

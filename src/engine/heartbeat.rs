@@ -9,11 +9,23 @@ use super::Engine;
 use super::cell::heartbeat_interval;
 use super::reconcile::chain;
 use crate::keyring::outlook::Alarm;
-use crate::keyring::record::Journal;
+use crate::keyring::plan::FUTURE_TOLERATED;
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::{Alive, LedgerError};
+use crate::store::ledger::Alive;
 
 impl Engine {
+    /// Reads what the last run recorded, and takes it over.
+    pub async fn resume(&self) {
+        let Ok(ledger) = self.ledger() else { return };
+        match ledger.read_alive().await {
+            Ok(alive) => self.resume_from(alive.as_ref()),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
+                self.resume_from(Some(&Alive::long_ago()));
+            }
+        }
+    }
+
     /// Takes over what the last run recorded: the time it was last alive, silences and delays that still count.
     /// A clock behind that time freezes; a gap longer than the longest overlap delays removals (DESIGN §3.13).
     pub fn resume_from(&self, alive: Option<&Alive>) {
@@ -35,10 +47,15 @@ impl Engine {
         let written = written.iter().filter(|keyring| keyring.generation > 0).map(|keyring| keyring.written_at).max();
         let recorded = written.map_or(alive.at, |written| written.max(alive.at));
         let reading = self.clock.start_from(recorded);
+        // It went on signing for up to an interval after its last record.
+        self.clock.given_out(recorded.max(alive.latest.min(recorded + FUTURE_TOLERATED)) + self.interval());
         if reading.frozen {
             tracing::error!(recorded = %recorded, "the clock is behind the last recorded time: nothing that waits for time happens until it is right or accepted");
         }
-        let gap = reading.now.since(alive.at);
+        // With a seal that was late it publishes already, and the gap ended when that began.
+        let boot = self.clock.boot();
+        let began = self.open_since().unwrap_or(boot);
+        let gap = (reading.now - boot.saturating_sub(began)).since(alive.at);
         let longest = self.longest_overlap();
         let delay = if gap > longest { longest } else { alive.removals_delay };
         if !delay.is_zero() {
@@ -48,12 +65,15 @@ impl Engine {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
         for issuer in &self.directory().issuers {
+            if let Some(sampled) = alive.sampled.get(&issuer.url) {
+                issuer.probes().resume(&self.keyrings_of(issuer), *sampled, reading.now, boot.as_millis());
+            }
             // A frozen clock hides how long the gap was.
             if reading.frozen || gap > issuer.policy.load().max_age {
-                issuer.set_resumed_boot_ms(self.clock.boot().as_millis());
+                issuer.resumed_not_before_boot_ms(began.as_millis());
             } else if let Some(resumed) = alive.resumed.get(&issuer.url) {
                 let ago = reading.now.since(*resumed);
-                issuer.set_resumed_boot_ms(self.clock.boot().as_millis() - ago.as_millis());
+                issuer.resumed_not_before_boot_ms(boot.as_millis() - ago.as_millis());
             }
         }
     }
@@ -79,6 +99,7 @@ impl Engine {
                 self.clock_changed(frozen, reading.now);
             }
             self.pulse().await;
+            self.revive();
         }
     }
 
@@ -87,7 +108,8 @@ impl Engine {
         self.last_beat.store(self.clock.boot().as_millis(), Ordering::Relaxed);
         let reading = self.clock.read();
         self.metrics.set_clock_frozen(reading.frozen);
-        if reading.frozen || !self.is_open() {
+        let Ok(ledger) = self.ledger() else { return };
+        if reading.frozen || !self.is_open() || self.is_sealed() {
             return; // Nothing is recorded with a time that may be wrong, nor before anything is published.
         }
         let boot = self.clock.boot().as_millis();
@@ -96,13 +118,19 @@ impl Engine {
             let at = issuer.resumed_boot_ms()?;
             Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - at))))
         });
+        let sampled = directory.issuers.iter().filter_map(|issuer| {
+            let until = issuer.probes().known_until()?;
+            Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - until))))
+        });
         let wait = self.removals_wait.load(Ordering::Relaxed);
         let alive = Alive {
             at: reading.now,
             resumed: resumed.collect(),
             removals_delay: Span::from_millis(wait.saturating_sub(boot)),
+            latest: self.clock.latest(),
+            sampled: sampled.collect(),
         };
-        let failing = match self.ledger.write_alive(&alive).await {
+        let failing = match ledger.write_alive(&alive).await {
             Ok(()) => false,
             Err(error) => {
                 if !self.heartbeat_failing.load(Ordering::Relaxed) {
@@ -126,17 +154,8 @@ impl Engine {
         self.heartbeat_failing.load(Ordering::Relaxed)
     }
 
-    /// An operator accepts the clock as it is. The audit entry is durable before anything moves.
-    ///
-    /// # Errors
-    /// The installation's record could not be written; the clock stays frozen.
-    pub async fn accept_clock(&self, actor: &str, reason: Option<&str>) -> Result<Timestamp, LedgerError> {
-        let at = self.clock.clock().wall();
-        let note = |journal: &mut Journal| {
-            journal.note(at, "clock-accept", actor, reason, [], None);
-            journal.tidy(at);
-        };
-        self.ledger.amend_journal(note).await?;
+    /// Takes the clock as it is for right.
+    pub(super) fn thaw(&self) -> Timestamp {
         let reading = self.clock.accept();
         // How much time really passed nobody knows: what waits for time waits once more.
         let boot = self.clock.boot();
@@ -145,19 +164,7 @@ impl Engine {
             issuer.set_resumed_boot_ms(boot.as_millis());
         }
         self.clock_changed(false, reading.now);
-        Ok(reading.now)
-    }
-
-    /// Writes down that an operator had the configuration re-read; the reload has happened whatever becomes of this.
-    pub async fn note_reload(&self, actor: &str, reason: Option<&str>) {
-        let at = self.clock.now();
-        let note = |journal: &mut Journal| {
-            journal.note(at, "reload", actor, reason, [], None);
-            journal.tidy(at);
-        };
-        if let Err(error) = self.ledger.amend_journal(note).await {
-            tracing::error!(error = %chain(&error), "the reload could not be written into the audit log");
-        }
+        reading.now
     }
 
     /// Whether the configuration on disk is the one that runs.
@@ -195,6 +202,10 @@ impl Engine {
     pub(super) fn is_silent(&self, max_age: Span, boot: Span) -> bool {
         let last = Span::from_millis(self.last_beat.load(Ordering::Relaxed));
         self.is_open() && boot.saturating_sub(last) > max_age.max(heartbeat_interval(max_age).times(3))
+    }
+
+    fn open_since(&self) -> Option<Span> {
+        Some(self.open_since.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN).map(Span::from_millis)
     }
 
     fn interval(&self) -> Span {

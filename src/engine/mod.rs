@@ -3,36 +3,42 @@
 pub mod cell;
 pub mod command;
 pub mod heartbeat;
+pub mod probes;
 mod publish;
 mod reconcile;
 pub mod scheduler;
+mod seal;
 pub mod signing;
 pub mod snapshot;
 mod start;
+pub mod supervise;
 pub mod view;
+pub mod whole;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
 use crate::backend::local::ImportPrivate;
 use crate::backend::{Backend, KeyIdentity, StoredKey};
 use crate::clock::TrustedClock;
+use crate::keyring::change::NewKey;
+use crate::keyring::jwk::PublishedEntry;
 use crate::keyring::name::Name;
 use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX};
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring};
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::Ledger;
+use crate::store::ledger::{Ledger, Unauthenticated};
 use crate::telemetry::metrics::Metrics;
 
 pub use cell::{Directory, IssuerCell, KeysetCell, Route, RouteKind};
 pub use command::CommandError;
 pub use reconcile::{Rest, chain};
 pub use signing::{Issued, SignFailure};
-pub use snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Wanted};
+pub use snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Stopped, Wanted};
 pub use start::StartError;
 
 /// The most bytes an issuer's JWKS may have (Nimbus reads 50 KB).
@@ -42,7 +48,14 @@ pub const JWKS_BYTES_MAX: usize = 50_000;
 pub struct Engine {
     pub clock: Arc<TrustedClock>,
     pub metrics: Arc<Metrics>,
-    ledger: Arc<Ledger>,
+    /// Arrives when the seal opens; nothing can be written before.
+    ledger: OnceLock<Arc<Ledger>>,
+    /// What the store says of itself, while the seal is out of reach.
+    claims: Option<Unauthenticated>,
+    /// The seal has not been opened: records are served as they are, and nothing else happens.
+    sealed: AtomicBool,
+    /// Whoever holds it may exchange the directory.
+    configuring: tokio::sync::Mutex<()>,
     backends: HashMap<&'static str, Arc<dyn Backend>>,
     /// Seals imported private keys, where a backend can.
     importer: Option<Arc<dyn ImportPrivate>>,
@@ -50,6 +63,8 @@ pub struct Engine {
     settings: ArcSwap<Settings>,
     /// The public listener answers.
     open: AtomicBool,
+    /// Boot time since when it does, in milliseconds.
+    open_since: AtomicI64,
     /// Boot time until which removals wait, in milliseconds.
     removals_wait: AtomicI64,
     heartbeat_failing: AtomicBool,
@@ -58,7 +73,13 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
+    /// Another configuration was taken.
+    reconfigured: tokio::sync::Notify,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
+    /// Watches this process's background tasks.
+    pub supervisor: Arc<supervise::Supervisor>,
+    /// Held by whoever carries out a request to the daemon as a whole.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What the engine needs to know besides policies.
@@ -80,30 +101,54 @@ pub struct Declared {
     pub fits: bool,
 }
 
+/// Where the engine's keyrings come from.
+pub enum Records {
+    Authenticated(Arc<Ledger>),
+    /// The seal could not be reached yet; [`Engine::unseal`] follows.
+    Sealed(Unauthenticated),
+}
+
+impl From<Arc<Ledger>> for Records {
+    fn from(ledger: Arc<Ledger>) -> Self {
+        Records::Authenticated(ledger)
+    }
+}
+
 impl Engine {
     pub fn new(
         clock: Arc<TrustedClock>,
-        ledger: Arc<Ledger>,
+        records: impl Into<Records>,
         backends: impl IntoIterator<Item = Arc<dyn Backend>>,
         importer: Option<Arc<dyn ImportPrivate>>,
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Arc<Engine> {
+        let (ledger, claims) = match records.into() {
+            Records::Authenticated(ledger) => (OnceLock::from(ledger), None),
+            Records::Sealed(claims) => (OnceLock::new(), Some(claims)),
+        };
         Arc::new(Engine {
             clock,
             metrics,
+            sealed: AtomicBool::new(claims.is_some()),
             ledger,
+            claims,
+            configuring: tokio::sync::Mutex::default(),
             backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
             settings: ArcSwap::from_pointee(settings),
             open: AtomicBool::new(false),
+            open_since: AtomicI64::new(i64::MIN),
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
+            reconfigured: tokio::sync::Notify::new(),
             scheduler: std::sync::Mutex::default(),
+            supervisor: Arc::default(),
+            turn: tokio::sync::Mutex::default(),
         })
     }
 
@@ -120,12 +165,9 @@ impl Engine {
         self.settings.store(Arc::new(settings));
     }
 
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
-    }
-
     pub fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire)
+        // Whoever opens the listeners and whoever opens the seal each look whether the other is done.
+        self.open.load(Ordering::SeqCst)
     }
 
     /// What the planner has to know, as of now.
@@ -134,6 +176,9 @@ impl Engine {
         let boot = self.clock.boot();
         // Boot time knows how long ago something happened whatever became of the wall clock.
         let past = |at: &Span| reading.now - boot.saturating_sub(*at);
+        // A clock that was accepted since may be far behind what tokens carry; they are valid for nobody yet.
+        let latest = self.clock.latest();
+        let ended = |stopped: &Stopped| past(&stopped.at).max(stopped.latest.min(latest));
         let future = |at: Span| reading.now + at.saturating_sub(boot);
         let wait = self.removals_wait.load(Ordering::Relaxed);
         Facts {
@@ -150,17 +195,31 @@ impl Engine {
                 Wanted::Absent => Desired::Absent,
             },
             published: snapshot.published.iter().map(|(serial, at)| (*serial, past(at))).collect(),
-            stopped: snapshot.stopped.iter().map(|(serial, at)| (*serial, past(at))).collect(),
+            stopped: snapshot.stopped.iter().map(|(serial, stopped)| (*serial, ended(stopped))).collect(),
             resumed_at: if self.is_silent(cell.issuer.policy.load().max_age, boot) {
                 Some(reading.now)
             } else {
                 let resumed = cell.issuer.resumed_boot_ms();
                 resumed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot.as_millis() - at)))
             },
-            issuer_served: self.is_open() && cell.issuer.serves_others(snapshot),
+            seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
+            issuer_served: self.is_issuer_served(cell, snapshot),
             room: self.room(cell, &snapshot.keyring),
             backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),
         }
+    }
+
+    /// Whether somebody may hold a document of the issuer in which this keyset has no key. Asked only where a first key
+    /// might sign at once. A restart does not make caches forget: that a key of another keyset was published is recorded.
+    fn is_issuer_served(&self, cell: &KeysetCell, snapshot: &KeysetSnapshot) -> bool {
+        let keyring = &snapshot.keyring;
+        if !keyring.first || keyring.active().is_some() || keyring.last_promotion_at.is_some() {
+            return self.is_open() && cell.issuer.serves_others(snapshot);
+        }
+        let directory = self.directory();
+        let mut others = directory.keysets_of(&cell.issuer).filter(|other| other.name != cell.name);
+        (self.is_open() && cell.issuer.serves_others(snapshot))
+            || others.any(|other| other.snapshot.load().keyring.keys.iter().any(|key| key.published_at.is_some()))
     }
 
     /// How many more keys the issuer's JWKS can take, by number and by bytes.
@@ -170,6 +229,13 @@ impl Engine {
         let spare = JWKS_BYTES_MAX.saturating_sub(document.body.len());
         let by_bytes = spare / keyring.policy.algorithm.jwk_bytes();
         by_number.min(u32::try_from(by_bytes).unwrap_or(u32::MAX))
+    }
+
+    /// Whether this very key still fits: an imported one may be of another kind than the keyset's, and have a long kid.
+    fn has_room_for(&self, cell: &KeysetCell, key: &NewKey) -> bool {
+        let Some(document) = cell.issuer.document.load_full() else { return true };
+        let entry = PublishedEntry { kid: &key.kid, algorithm: key.algorithm, public: &key.public };
+        document.keys < JWKS_KEYS_MAX && document.body.len() + entry.bytes() < JWKS_BYTES_MAX
     }
 
     fn stored_key(&self, keyring: &Keyring, key: &Key) -> Option<StoredKey> {
@@ -185,7 +251,7 @@ impl Engine {
 
     fn identity(&self, keyring: &Keyring, serial: u64) -> KeyIdentity {
         KeyIdentity {
-            installation: self.ledger.installation().id.clone(),
+            installation: self.installation().map(|installation| installation.id.clone()).unwrap_or_default(),
             lineage: keyring.lineage.clone(),
             keyset: keyring.keyset.clone(),
             serial,

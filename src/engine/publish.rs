@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use http::HeaderValue;
 
 use super::cell::{IssuerCell, KeysetCell};
-use super::snapshot::{ActiveKey, JwksDocument, KeysetSnapshot};
+use super::snapshot::{ActiveKey, JwksDocument, KeysetSnapshot, Stopped};
 use super::{Engine, Wanted};
 use crate::backend::BackendError;
 use crate::backend::BackendErrorKind;
@@ -71,21 +71,22 @@ impl Engine {
         // Headers and rules belong together: both hold the policy's types.
         (shown.rules, shown.active) = (rules, signer);
         cell.snapshot.store(Arc::new(shown.clone()));
-        self.stamp(&mut shown);
+        self.stamp(cell, &mut shown);
         cell.snapshot.store(Arc::new(shown));
     }
 
     /// Notes what became true with the swap: which keys are public now and which can sign no more.
-    fn stamp(&self, shown: &mut KeysetSnapshot) {
+    pub(super) fn stamp(&self, cell: &KeysetCell, shown: &mut KeysetSnapshot) {
         let boot = self.clock.boot();
         let keyring = shown.keyring.clone();
         let retiring = |key: &&Key| key.state == KeyState::Retiring && key.stopped_at.is_none();
         shown.stopped.retain(|serial, _| keyring.key(*serial).is_some_and(|key| retiring(&key)));
         for key in keyring.keys.iter().filter(retiring) {
-            shown.stopped.entry(key.serial).or_insert(boot);
+            let stopped = Stopped { at: boot, latest: self.clock.latest() };
+            shown.stopped.entry(key.serial).or_insert(stopped);
         }
         shown.published.retain(|serial, _| keyring.key(*serial).is_some_and(|key| key.state.is_published()));
-        if self.is_open() {
+        if self.is_open() && !cell.issuer.is_withheld() {
             for key in keyring.published() {
                 shown.published.entry(key.serial).or_insert(boot);
             }
@@ -100,10 +101,12 @@ impl Engine {
 
     /// The public listener answers from now on: whatever its documents contain is published.
     pub async fn opened(&self) {
-        self.last_beat.store(self.clock.boot().as_millis(), Ordering::Relaxed);
-        self.open.store(true, Ordering::Release);
+        let boot = self.clock.boot().as_millis();
+        self.last_beat.store(boot, Ordering::Relaxed);
+        self.open_since.store(boot, Ordering::Relaxed);
+        self.open.store(true, Ordering::SeqCst);
         for cell in &self.directory().order {
-            self.edit(cell, |shown| self.stamp(shown)).await;
+            self.edit(cell, |shown| self.stamp(cell, shown)).await;
             cell.wake.notify_one();
         }
     }

@@ -45,7 +45,7 @@ impl Engine {
     /// Brings one keyset to where it should be now. Safe to call at any time, from anywhere, again and again.
     pub async fn reconcile(self: &Arc<Self>, cell: &Arc<KeysetCell>) -> Rest {
         for _ in 0..STEPS_MAX {
-            if self.stopping.load(Ordering::Relaxed) {
+            if self.stopping.load(Ordering::Relaxed) || self.is_sealed() {
                 return Rest::Until(None);
             }
             if cell.uncertain.load(Ordering::Acquire) {
@@ -221,12 +221,13 @@ impl Engine {
 
     /// Writes, and where the outcome is unknown reads back what happened. What stays unknown is remembered.
     async fn save(&self, cell: &KeysetCell, writer: &mut Writer, next: &Keyring) -> Result<Loaded, LedgerError> {
-        let failed = match self.ledger.save(writer.stored.as_ref(), next).await {
+        let ledger = self.ledger()?;
+        let failed = match ledger.save(writer.stored.as_ref(), next).await {
             Ok(saved) => return Ok(saved),
             Err(error) if !error.may_pass() => return Err(error),
             Err(error) => error,
         };
-        match self.ledger.settle(writer.stored.as_ref(), next).await {
+        match ledger.settle(writer.stored.as_ref(), next).await {
             Ok(Settled::Written(saved)) => Ok(*saved),
             Ok(Settled::NotWritten) => Err(failed),
             Err(error) if error.is_distrust() => Err(error),
@@ -242,7 +243,7 @@ impl Engine {
     /// Finds out what became of a write whose outcome was unknown; shows it if it is stored.
     pub(super) async fn settle(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
         let Some(unsettled) = writer.unsettled.clone() else { return Ok(()) };
-        match self.ledger.settle(writer.stored.as_ref(), &unsettled).await {
+        match self.ledger()?.settle(writer.stored.as_ref(), &unsettled).await {
             Ok(Settled::NotWritten) => {}
             Ok(Settled::Written(saved)) => {
                 writer.stored = Some(*saved);

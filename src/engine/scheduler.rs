@@ -35,7 +35,26 @@ impl Engine {
             let (engine, cell) = (self.clone(), cell.clone());
             passes.spawn(async move { engine.reconcile(&cell).await });
         }
-        while passes.join_next().await.is_some() {}
+        while let Some(pass) = passes.join_next().await {
+            if let Err(error) = pass {
+                tracing::error!(%error, "the first pass over a keyset was aborted; it is tried again");
+            }
+        }
+    }
+
+    /// Starts the tasks again that ended by themselves, which none should.
+    pub(super) fn revive(self: &Arc<Self>) {
+        let ended: Vec<Name> = {
+            let tasks = self.scheduler.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let ended = tasks.running.iter().filter(|(_, (_, task, _))| task.is_finished());
+            ended.map(|(name, _)| name.clone()).collect()
+        };
+        for keyset in &ended {
+            tracing::error!(%keyset, "the schedule of the keyset ended; it is started again");
+        }
+        if !ended.is_empty() {
+            self.schedule();
+        }
     }
 
     /// Starts the tasks of keysets that have none and ends those of keysets that are gone.

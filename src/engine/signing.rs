@@ -106,6 +106,9 @@ impl Engine {
         let snapshot = cell.snapshot.load();
         let jti = random_jti();
         let prepared = snapshot.rules.issue(request, now, &jti, audiences)?;
+        if self.is_sealed() || cell.issuer.is_withheld() {
+            return Err(ours(SigningFailure::BackendUnavailable, "the seal has not been opened yet"));
+        }
         let Some(active) = snapshot.active.clone() else {
             return Err(ours(SigningFailure::NoActiveKey, "no key is active"));
         };

@@ -14,7 +14,7 @@ use crate::keyring::jwk::{Kid, PublicJwk};
 use crate::keyring::plan::SlowStep;
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring, Serial};
-use crate::keyring::time::Span;
+use crate::keyring::time::{Span, Timestamp};
 
 /// Everything known of a keyset at one instant.
 #[derive(Clone)]
@@ -25,14 +25,26 @@ pub struct KeysetSnapshot {
     pub active: Option<Arc<ActiveKey>>,
     /// Boot time since which this process publishes each key on an open listener.
     pub published: BTreeMap<Serial, Span>,
-    /// Boot time since which this process cannot sign with each retiring key.
-    pub stopped: BTreeMap<Serial, Span>,
+    /// Since when this process cannot sign with each retiring key.
+    pub stopped: BTreeMap<Serial, Stopped>,
     /// Slow steps that failed: the boot time of the next attempt, and how often they failed.
     pub backoff: BTreeMap<SlowStep, Backoff>,
     /// Why nothing is written any more, if the record cannot be trusted.
     pub frozen: Option<Arc<str>>,
+    /// Nobody has proved the keyring yet, or the check failed.
+    pub unauthenticated: bool,
     /// The last write failed.
     pub store_failing: bool,
+}
+
+/// The moment from which a key cannot sign any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Boot time.
+    pub at: Span,
+    /// The latest time that a token of the key may carry as `iat`; later than the moment itself where the clock was set
+    /// back while the key signed.
+    pub latest: Timestamp,
 }
 
 /// What the configuration wants of a keyset; the owned form of `plan::Desired`.

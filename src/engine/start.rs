@@ -38,54 +38,79 @@ pub enum StartError {
     PathTaken { keyset: Name, path: String, url: String },
 }
 
+impl StartError {
+    /// Whether trying again later, without anybody doing anything, can help.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, StartError::Ledger(error) if error.may_pass())
+    }
+}
+
 /// A keyset about to become a cell.
-struct Known {
-    stored: Option<Loaded>,
-    keyring: Keyring,
-    wanted: Wanted,
-    position: usize,
+pub(super) struct Known {
+    pub stored: Option<Loaded>,
+    pub keyring: Keyring,
+    pub wanted: Wanted,
+    pub position: usize,
+    /// Nobody has proved the keyring: the seal is out of reach, or the check failed.
+    pub unauthenticated: bool,
+    /// Why nothing is to be written.
+    pub frozen: Option<Arc<str>>,
+}
+
+/// Every keyset of the configuration and of the store.
+#[derive(Default)]
+pub(super) struct Gathered {
+    pub known: BTreeMap<Name, Known>,
+    /// Those that cannot be taken, and why.
+    pub failures: Vec<(Name, StartError)>,
 }
 
 impl Engine {
     /// Takes a configuration: loads what is stored, registers what is new, keeps what runs. Nothing changes on error.
     pub async fn configure(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
+        let _configuring = self.configuring.lock().await;
+        if self.is_sealed() {
+            return Err(vec![LedgerError::Sealed.into()]);
+        }
         let current = self.directory();
-        let mut known = self.gather(declared, &current).await?;
-        let mut errors = Vec::new();
-        for declared in declared {
-            if let Some(entry) = known.get(&declared.name)
-                && let Some(error) = contradiction(declared, &entry.keyring)
-            {
-                errors.push(error);
-            }
-        }
-        for (name, entry) in &known {
-            if !current.keysets.contains_key(name) {
-                errors.extend(self.unreadable_keys(name, &entry.keyring).await);
-            }
-        }
-        errors.extend(contested_paths(&known, declared));
-        if !errors.is_empty() {
-            return Err(errors);
+        let Gathered { mut known, failures } = self.gather(declared, &current).await;
+        if !failures.is_empty() {
+            return Err(failures.into_iter().map(|(_, error)| error).collect());
         }
         self.register_new(declared, &mut known, &current).await.map_err(|error| vec![error])?;
         let directory = self.build(known, &current);
         self.directory.store(Arc::new(directory));
         self.take_over(declared).await;
+        self.reconfigured.notify_one();
         Ok(())
     }
 
-    /// Every keyset of the configuration and of the store, with its keyring.
-    async fn gather(
-        &self,
-        declared: &[Declared],
-        current: &Directory,
-    ) -> Result<BTreeMap<Name, Known>, Vec<StartError>> {
-        let stored = self.ledger.installation();
-        let names: BTreeSet<Name> =
-            stored.keysets.keys().cloned().chain(declared.iter().map(|d| d.name.clone())).collect();
-        let mut known = BTreeMap::new();
-        let mut errors: Vec<StartError> = Vec::new();
+    /// Loads every keyset and finds what speaks against taking it.
+    pub(super) async fn gather(&self, declared: &[Declared], current: &Directory) -> Gathered {
+        let mut gathered = self.load_all(declared, current).await;
+        let Gathered { known, failures } = &mut gathered;
+        for declared in declared {
+            if let Some(entry) = known.get(&declared.name)
+                && let Some(error) = contradiction(declared, &entry.keyring)
+            {
+                failures.push((declared.name.clone(), error));
+            }
+        }
+        for (name, entry) in known.iter() {
+            if !current.keysets.contains_key(name) && !entry.unauthenticated {
+                let errors = self.unreadable_keys(name, &entry.keyring).await;
+                failures.extend(errors.into_iter().map(|error| (name.clone(), error)));
+            }
+        }
+        failures.extend(contested_paths(known, declared));
+        gathered
+    }
+
+    async fn load_all(&self, declared: &[Declared], current: &Directory) -> Gathered {
+        let listed: Vec<Name> =
+            self.installation().map(|stored| stored.keysets.keys().cloned().collect()).unwrap_or_default();
+        let names: BTreeSet<Name> = listed.into_iter().chain(declared.iter().map(|d| d.name.clone())).collect();
+        let Gathered { mut known, mut failures } = Gathered::default();
         for name in names {
             let position = declared.iter().position(|d| d.name == name);
             let wanted = position.map_or(Wanted::Absent, |at| match declared[at].fits {
@@ -95,25 +120,35 @@ impl Engine {
             let position = position.unwrap_or(usize::MAX);
             if let Some(cell) = current.keysets.get(&name) {
                 let keyring = (*cell.snapshot.load_full().keyring).clone();
-                known.insert(name, Known { stored: None, keyring, wanted, position });
+                known.insert(name, Known::running(keyring, wanted, position));
                 continue;
             }
-            match self.ledger.load(&name).await {
-                Ok(Some(loaded)) => {
-                    let keyring = loaded.keyring.clone();
-                    known.insert(name, Known { stored: Some(loaded), keyring, wanted, position });
-                }
+            match self.load(&name).await {
                 Ok(None) => {}
-                Err(error) => errors.push(error.into()),
+                Ok(Some((keyring, stored))) => {
+                    let unauthenticated = stored.is_none();
+                    let entry = Known { stored, unauthenticated, ..Known::running(keyring, wanted, position) };
+                    known.insert(name, entry);
+                }
+                Err(error) => failures.push((name, error.into())),
             }
         }
         let old = |d: &Declared| {
             known.get(&d.name).is_some_and(|k: &Known| k.keyring.policy.issuer.url == d.policy.issuer.url)
         };
         for declared in declared.iter().filter(|d| !d.fits && !old(d)) {
-            errors.push(StartError::NewDoesNotFit { keyset: declared.name.clone() });
+            let name = declared.name.clone();
+            failures.push((name.clone(), StartError::NewDoesNotFit { keyset: name }));
         }
-        if errors.is_empty() { Ok(known) } else { Err(errors) }
+        Gathered { known, failures }
+    }
+
+    /// A keyring from the ledger; while there is none, as the store claims it.
+    async fn load(&self, name: &Name) -> Result<Option<(Keyring, Option<Loaded>)>, LedgerError> {
+        match (self.ledger(), &self.claims) {
+            (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (keyring, None))),
+            (ledger, _) => Ok(ledger?.load(name).await?.map(|loaded| (loaded.keyring.clone(), Some(loaded)))),
+        }
     }
 
     /// Unreadable is not absent: every private key the keyring relies on must open, not only today's.
@@ -130,7 +165,7 @@ impl Engine {
         errors
     }
 
-    async fn register_new(
+    pub(super) async fn register_new(
         &self,
         declared: &[Declared],
         known: &mut BTreeMap<Name, Known>,
@@ -144,7 +179,8 @@ impl Engine {
         }
         let now = self.clock.now();
         let names: Vec<(Name, String)> = new.iter().map(|d| (d.name.clone(), d.policy.issuer.url.clone())).collect();
-        let registrations = self.ledger.register(&names, now).await?;
+        let ledger = self.ledger()?;
+        let registrations = ledger.register(&names, now).await?;
         for registration in registrations {
             let Some(position) = declared.iter().position(|d| d.name == registration.name) else { continue };
             let policy = &declared[position].policy;
@@ -157,10 +193,10 @@ impl Engine {
                         Some(cell) => Some(cell.writer.lock().await),
                         None => None,
                     };
-                    let stored = self.ledger.load(&registration.name).await?;
+                    let stored = ledger.load(&registration.name).await?;
                     let base = stored.as_ref().map_or(&entry.keyring, |stored| &stored.keyring);
                     let next = base.after(&change, now);
-                    entry.stored = Some(self.ledger.save(stored.as_ref(), &next).await?);
+                    entry.stored = Some(ledger.save(stored.as_ref(), &next).await?);
                     entry.keyring = next;
                     if let Some(cell) = former {
                         let mut ended = (*cell.snapshot.load_full()).clone();
@@ -177,14 +213,14 @@ impl Engine {
                         now,
                     );
                     let wanted = Wanted::Policy(policy.clone());
-                    known.insert(registration.name, Known { stored: None, keyring, wanted, position });
+                    known.insert(registration.name, Known::running(keyring, wanted, position));
                 }
             }
         }
         Ok(())
     }
 
-    fn build(&self, known: BTreeMap<Name, Known>, current: &Directory) -> Directory {
+    pub(super) fn build(&self, known: BTreeMap<Name, Known>, current: &Directory) -> Directory {
         let mut issuers: HashMap<String, Arc<IssuerCell>> = HashMap::new();
         let mut directory = Directory::default();
         let mut ordered: Vec<(Name, Known)> = known.into_iter().collect();
@@ -198,6 +234,8 @@ impl Engine {
                     Arc::new(IssuerCell::new(policy.clone(), self.metrics.register_issuer(&policy.name)))
                 });
                 issuer.policy.store(Arc::new(policy.clone()));
+                let adopted = known.keyring.policy.issuer.probes == policy.probes;
+                issuer.probes().follow(&policy, adopted, self.clock.boot().as_millis());
                 directory.issuers.push(issuer.clone());
                 issuer
             });
@@ -237,7 +275,8 @@ impl Engine {
                 published: BTreeMap::new(),
                 stopped: BTreeMap::new(),
                 backoff: BTreeMap::new(),
-                frozen: None,
+                frozen: known.frozen,
+                unauthenticated: known.unauthenticated,
                 store_failing: false,
             }),
             metrics,
@@ -252,7 +291,7 @@ impl Engine {
     }
 
     /// Shows every keyring under the new directory and tells each keyset what is wanted of it now.
-    async fn take_over(self: &Arc<Self>, declared: &[Declared]) {
+    pub(super) async fn take_over(self: &Arc<Self>, declared: &[Declared]) {
         let directory = self.directory();
         for cell in &directory.order {
             let wanted = match declared.iter().find(|d| d.name == cell.name) {
@@ -273,19 +312,20 @@ impl Engine {
 
     /// Marks in the installation that every keyset has its keyring, so that a missing one is noticed.
     pub async fn confirm_created(&self) -> Result<(), LedgerError> {
-        if !self.unconfirmed.swap(false, Ordering::Relaxed) {
+        if self.is_sealed() || !self.unconfirmed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         let directory = self.directory();
         let stored = directory.order.iter().filter(|cell| cell.snapshot.load().keyring.generation > 0);
-        let installation = self.ledger.installation();
+        let ledger = self.ledger()?;
+        let installation = ledger.installation();
         let creating =
             |name: &&Name| installation.keysets.get(*name).is_some_and(|entry| entry.state == KeysetState::Creating);
         let names: Vec<Name> = stored.map(|cell| &cell.name).filter(creating).cloned().collect();
         if names.is_empty() {
             return Ok(());
         }
-        self.ledger.created(&names).await.inspect_err(|_| self.unconfirmed.store(true, Ordering::Relaxed))
+        ledger.created(&names).await.inspect_err(|_| self.unconfirmed.store(true, Ordering::Relaxed))
     }
 }
 
@@ -301,7 +341,7 @@ fn contradiction(declared: &Declared, keyring: &Keyring) -> Option<StartError> {
 }
 
 /// Paths that two issuers would serve.
-fn contested_paths(known: &BTreeMap<Name, Known>, declared: &[Declared]) -> Vec<StartError> {
+fn contested_paths(known: &BTreeMap<Name, Known>, declared: &[Declared]) -> Vec<(Name, StartError)> {
     let mut takers: HashMap<String, (String, Name)> = HashMap::new();
     let mut errors = Vec::new();
     let stored = known.iter().filter(|(_, known)| known.is_served()).map(|(name, known)| (name, known.issuer()));
@@ -311,7 +351,7 @@ fn contested_paths(known: &BTreeMap<Name, Known>, declared: &[Declared]) -> Vec<
             match takers.get(&path) {
                 Some((url, _)) if *url != issuer.url => {
                     let (keyset, url) = (name.clone(), issuer.url.clone());
-                    errors.push(StartError::PathTaken { keyset, path, url });
+                    errors.push((keyset.clone(), StartError::PathTaken { keyset, path, url }));
                 }
                 _ => _ = takers.insert(path, (issuer.url.clone(), name.clone())),
             }
@@ -334,6 +374,11 @@ fn paths(policy: &IssuerPolicy) -> Vec<(String, RouteKind)> {
 }
 
 impl Known {
+    /// As what runs already, or is about to for the first time.
+    pub fn running(keyring: Keyring, wanted: Wanted, position: usize) -> Self {
+        Known { stored: None, keyring, wanted, position, unauthenticated: false, frozen: None }
+    }
+
     fn issuer(&self) -> &IssuerPolicy {
         match &self.wanted {
             Wanted::Policy(policy) => &policy.issuer,

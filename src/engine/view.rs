@@ -65,12 +65,16 @@ impl Engine {
         if snapshot.frozen.is_some() {
             alarms.insert(Alarm::Frozen);
         }
+        if snapshot.unauthenticated {
+            alarms.insert(Alarm::Unauthenticated);
+        }
         if snapshot.store_failing {
             alarms.insert(Alarm::StoreUnavailable);
         }
         if self.heartbeat_fails() {
             alarms.insert(Alarm::HeartbeatFailed);
         }
+        alarms.extend(cell.issuer.probes().alarms());
         let silent = cell.is_known_not_to_sign();
         if silent {
             alarms.insert(Alarm::BackendUnavailable);

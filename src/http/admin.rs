@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{ETAG, IF_MATCH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::audit::{AuditPage, AuditQuery};
 use super::auth::{Authenticator, Source};
@@ -25,6 +26,7 @@ use super::view::{HoldView, KeysetView};
 use crate::backend::RemoteFound;
 use crate::backend::material::PrivateKeyMaterial;
 use crate::config::Role;
+use crate::engine::whole::{ClockAnswer, WholeRequest};
 use crate::engine::{CommandError, Engine, KeysetCell};
 use crate::keyring::decide::{Confirmation, Idempotency, Intent, Outcome, Refusal, Request as Wish};
 use crate::keyring::name::Name;
@@ -48,6 +50,9 @@ pub(super) struct Actor {
     pub name: Name,
 }
 
+/// While the seal is out of reach it is tried at least this often.
+pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
+
 /// Longest reason that is kept.
 const REASON_MAX: usize = 1000;
 
@@ -62,6 +67,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/keysets/{keyset}/hold", put(hold).delete(resume))
         .route("/v1/keysets/{keyset}/drain", post(drain))
         .route("/v1/keysets/{keyset}/import", post(super::import::import))
+        .route("/v1/clock", get(show_clock))
         .route("/v1/clock/accept", post(accept_clock))
         .route("/v1/reload", post(reload))
         .route("/v1/audit", get(audit))
@@ -274,18 +280,28 @@ pub(super) async fn resume(
 ) -> Result<Response, Problem> {
     let call = Call { action: "resume", actor, headers, body: fingerprint_of(&body) };
     let cell = state.cell(&keyset)?;
-    state.carry_out(&cell, Intent::Resume, body.reason, body.dry_run, &call).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let outcome = state.carry_out(&cell, Intent::Resume, body.reason, body.dry_run, &call).await?;
+    Ok((StatusCode::NO_CONTENT, [(ETAG, etag(outcome.generation))]).into_response())
 }
 
-/// What came of accepting the clock.
+/// The clock, and the generation of the installation's record, which `If-Match` of the calls that concern no single keyset
+/// is held against.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct ClockAnswer {
-    action: &'static str,
+pub struct ClockView {
     #[schema(value_type = String, format = DateTime)]
-    at: Timestamp,
-    /// Whether it was frozen before.
-    was_frozen: bool,
+    now: Timestamp,
+    /// Nothing that waits for time happens until it is right again or accepted.
+    frozen: bool,
+    generation: u64,
+}
+
+#[utoipa::path(get, path = "/v1/clock", tag = "admin", responses((status = 200, body = ClockView)))]
+pub(super) async fn show_clock(State(state): State<AdminState>) -> Response {
+    // Before the seal is open there is nothing that a change could be bound to.
+    let generation = state.engine.ledger().map_or(0, |ledger| ledger.generation());
+    let reading = state.engine.clock.read();
+    let view = ClockView { now: reading.now, frozen: reading.frozen, generation };
+    ([(ETAG, etag(generation))], Json(view)).into_response()
 }
 
 #[utoipa::path(post, path = "/v1/clock/accept", tag = "admin", request_body = Option<ActionBody>,
@@ -293,26 +309,24 @@ pub struct ClockAnswer {
 pub(super) async fn accept_clock(
     State(state): State<AdminState>,
     Extension(actor): Extension<Actor>,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<ActionBody>,
 ) -> Result<Response, Problem> {
-    let reason = checked_reason(body.reason)?;
-    let was_frozen = state.engine.clock.read().frozen;
-    if body.dry_run || !was_frozen {
-        let at = state.engine.clock.now();
-        return Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response());
-    }
-    let at = state
-        .engine
-        .accept_clock(actor.name.as_str(), reason.as_deref())
-        .await
-        .map_err(|error| Problem::new(ProblemType::StoreUnavailable).cause(&error).retry_after(1))?;
-    Ok(Json(ClockAnswer { action: "clock-accept", at, was_frozen }).into_response())
+    let call = Call { action: "clock-accept", actor, headers, body: fingerprint_of(&body) };
+    let request = call.whole(body.reason, body.dry_run)?;
+    let engine = state.engine.clone();
+    // In a task of its own: a caller who goes away must not leave half of it done.
+    let work = tokio::spawn(async move { engine.accept_clock(&request).await });
+    let answer = work.await.map_err(|error| Problem::new(ProblemType::Internal).cause(&error))?;
+    Ok(answer_of_whole(answer.map_err(|error| problem_of(&error))?))
 }
 
 /// What came of re-reading the configuration.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct ReloadAnswer {
     pub action: &'static str,
+    /// Of the installation's record, after the write.
+    pub generation: u64,
     /// Whether anything changed.
     pub changed: bool,
     pub warnings: Vec<String>,
@@ -320,20 +334,40 @@ pub struct ReloadAnswer {
     pub restart_needed: Vec<String>,
 }
 
-#[utoipa::path(post, path = "/v1/reload", tag = "admin",
+#[utoipa::path(post, path = "/v1/reload", tag = "admin", request_body = Option<ActionBody>,
     responses((status = 200, body = ReloadAnswer), (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn reload(
     State(state): State<AdminState>,
     Extension(actor): Extension<Actor>,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<ActionBody>,
 ) -> Result<Response, Problem> {
-    let reason = checked_reason(body.reason)?;
-    let answer = (state.reload)().await.map_err(|errors| {
+    if body.dry_run {
+        let detail =
+            "Nothing tells what a reload would do without doing it: `jwksd check` validates the configuration.";
+        return Err(Problem::new(ProblemType::DryRunNotSupported).detail(detail));
+    }
+    let call = Call { action: "reload", actor, headers, body: fingerprint_of(&body) };
+    let request = call.whole(body.reason, false)?;
+    let work = tokio::spawn(async move {
+        let complete = |answer: &ReloadAnswer, generation| {
+            serde_json::to_value(ReloadAnswer { generation, ..answer.clone() }).unwrap_or_default()
+        };
+        state.engine.reload_as(&request, (state.reload)(), complete).await
+    });
+    let reloaded = work.await.map_err(|error| Problem::new(ProblemType::Internal).cause(&error))?;
+    let reloaded = reloaded.map_err(|error| problem_of(&error))?;
+    let answer = reloaded.map_err(|errors| {
         let detail = "The configuration on disk is invalid; what runs keeps running.";
         Problem::new(ProblemType::ConfigurationInvalid).detail(detail).member("errors", errors)
     })?;
-    state.engine.note_reload(actor.name.as_str(), reason.as_deref()).await;
-    Ok(Json(answer).into_response())
+    Ok(answer_of_whole(answer))
+}
+
+/// An answer as it was given first, with the generation that it names.
+fn answer_of_whole(answer: Value) -> Response {
+    let generation = answer["generation"].as_u64().unwrap_or_default();
+    ([(ETAG, etag(generation))], Json(answer)).into_response()
 }
 
 #[utoipa::path(get, path = "/v1/audit", tag = "admin", params(AuditQuery), responses((status = 200, body = AuditPage)))]
@@ -429,6 +463,17 @@ impl Call {
         })
     }
 
+    /// As [`wish`](Self::wish), for what concerns no single keyset.
+    fn whole(&self, reason: Option<String>, dry_run: bool) -> Result<WholeRequest, Problem> {
+        Ok(WholeRequest {
+            actor: self.actor.name.to_string(),
+            reason: checked_reason(reason)?,
+            dry_run,
+            if_generation: if_match(&self.headers)?,
+            idempotency: self.idempotency()?,
+        })
+    }
+
     fn idempotency(&self) -> Result<Option<Idempotency>, Problem> {
         let mut values = self.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else { return Ok(None) };
@@ -452,7 +497,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         return Ok(None);
     }
     let generation = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
-    let detail = "If-Match must be the ETag of the keyset, such as \"44\" with its quotes.";
+    let detail = "If-Match must be an ETag of what is to be changed, such as \"44\" with its quotes.";
     generation.map(Some).ok_or_else(|| Problem::new(ProblemType::MalformedRequest).detail(detail))
 }
 
@@ -460,6 +505,11 @@ fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
     match reason {
         Some(reason) if reason.chars().count() > REASON_MAX => {
             let detail = format!("reason may have at most {REASON_MAX} characters.");
+            Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
+        }
+        // Logs and terminals show it.
+        Some(reason) if reason.contains(|c: char| c.is_control() && c != '\n' && c != '\t') => {
+            let detail = "reason may not contain control characters.";
             Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
         }
         reason => Ok(reason.filter(|reason| !reason.trim().is_empty())),
@@ -470,13 +520,14 @@ fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
     Problem::new(ProblemType::MalformedRequest).detail(rejection.body_text())
 }
 
-fn etag(generation: u64) -> HeaderValue {
+pub(super) fn etag(generation: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
 }
 
 fn problem_of(error: &CommandError) -> Problem {
     match error {
         CommandError::Refused(refusal) => problem_of_refusal(refusal),
+        CommandError::Sealed => Problem::new(ProblemType::SealUnavailable).cause(error).retry_after(SEAL_RETRY_SECONDS),
         CommandError::Frozen { reason } => {
             Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
         }

@@ -4,10 +4,11 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::HeaderMap;
+use http::header::ETAG;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::admin::{Actor, AdminState, Call, DurationBody, fingerprint_of};
+use super::admin::{Actor, AdminState, Call, DurationBody, etag, fingerprint_of};
 use super::json::JsonBody;
 use super::openapi::ProblemBody;
 use super::problem::{Problem, ProblemType};
@@ -92,7 +93,7 @@ pub(super) async fn import(
         (None, Some(found)) => state.adopt(&cell, intent, body.reason, body.dry_run, &call, found).await?,
         (None, None) => state.carry_out(&cell, intent, body.reason, body.dry_run, &call).await?,
     };
-    Ok(Json(outcome).into_response())
+    Ok(([(ETAG, etag(outcome.generation))], Json(outcome)).into_response())
 }
 
 /// The key of a request, validated.

@@ -81,7 +81,7 @@ pub struct ReadyBody {
         jwks, openid_configuration, authorization_server,
         signer::sign,
         admin::list, admin::show, admin::rotate, admin::rollback, admin::compromise, admin::revoke,
-        admin::drain, admin::hold, admin::resume, admin::accept_clock, admin::reload, admin::audit, import::import,
+        admin::drain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
         openapi_json,
         livez, readyz, readyz_sign, metrics,
     ),
@@ -143,7 +143,7 @@ impl utoipa::Modify for Common {
             }
             for changing in [put, post, delete].into_iter().flatten() {
                 complete(changing);
-                if has_tag(changing, "admin") && path.starts_with("/v1/keysets/") {
+                if has_tag(changing, "admin") {
                     take_headers(changing);
                 }
             }
@@ -193,7 +193,8 @@ fn take_headers(operation: &mut Operation) {
         header.description(Some(description)).schema(Some(text)).build()
     };
     let key = "A repeated call with the same key within 24 hours gets the same answer and changes nothing";
-    let generation = "The keyset's ETag: 412 when it has changed since";
+    let generation =
+        "The ETag of the keyset, or where no keyset is named that of /v1/clock: 412 when it has changed since";
     let headers = [header("Idempotency-Key", key), header("If-Match", generation)];
     operation.parameters.get_or_insert_default().extend(headers.map(Into::into));
 }

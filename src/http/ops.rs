@@ -24,7 +24,7 @@ pub struct OpsState {
 
 pub fn router(state: OpsState) -> Router {
     Router::new()
-        .route("/livez", get(async || Json(json!({ "alive": true }))))
+        .route("/livez", get(alive))
         .route("/readyz", get(ready_to_publish))
         .route("/readyz/sign", get(ready_to_sign))
         .route("/metrics", get(metrics))
@@ -33,13 +33,24 @@ pub fn router(state: OpsState) -> Router {
         .with_state(state)
 }
 
+/// Whether this process works: nothing beyond it counts, nor does any keyset.
+async fn alive(State(state): State<OpsState>) -> Response {
+    let ailing = state.engine.supervisor.ailing();
+    if ailing.is_empty() {
+        return Json(json!({ "alive": true })).into_response();
+    }
+    let missing: Vec<String> =
+        ailing.iter().map(|task| format!("the task {task} ended and was started again")).collect();
+    Problem::new(ProblemType::NotReady).member("missing", missing).retry_after(1).into_response()
+}
+
 /// Whether this process can publish; does not depend on any backend.
 async fn ready_to_publish(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
     let directory = state.engine.directory();
     for issuer in &directory.issuers {
         let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
-        if wanted && issuer.document.load().is_none() {
+        if wanted && issuer.served().is_none() {
             missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
         }
     }
@@ -48,6 +59,9 @@ async fn ready_to_publish(State(state): State<OpsState>) -> Response {
 
 async fn ready_to_sign(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
+    if state.engine.is_sealed() {
+        missing.push("the seal has not been opened yet".to_owned());
+    }
     for cell in &state.engine.directory().order {
         let snapshot = cell.snapshot.load();
         if snapshot.active.is_none() && !snapshot.keyring.drained {
@@ -85,4 +99,44 @@ async fn metrics(State(state): State<OpsState>, headers: HeaderMap) -> Response 
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
     let (content_type, text) = state.engine.metrics.render(accept);
     ([(CONTENT_TYPE, content_type)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::clock::{SystemClock, TrustedClock};
+    use crate::engine::Settings;
+    use crate::keyring::time::{Span, Timestamp};
+    use crate::seal::KeyEncryptionKey;
+    use crate::seal::file::FileKey;
+    use crate::store::ledger::{Ledger, SealEvidence};
+    use crate::store::memory::MemoryStore;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_background_task_that_panicked_is_named_by_livez() {
+        let seal = async || Ok(Arc::new(FileKey::ephemeral()) as Arc<dyn KeyEncryptionKey>);
+        let store = Arc::new(MemoryStore::new());
+        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
+        let clock = Arc::new(TrustedClock::new(Arc::new(SystemClock), Span::SECOND));
+        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let engine = Engine::new(clock, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
+        let state = OpsState { engine: engine.clone(), stopping: Arc::default() };
+        assert_eq!(alive(State(state.clone())).await.status(), 200);
+        let cancel = CancellationToken::new();
+        let task = engine.supervisor.clone().keep("heartbeat", cancel.clone(), || async { panic!("a drill") });
+        let kept = tokio::spawn(task);
+        let named = async {
+            while alive(State(state.clone())).await.status() != 503 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), named).await.unwrap();
+        cancel.cancel();
+        kept.await.unwrap();
+    }
 }

@@ -246,8 +246,6 @@ problem_types! {
         "There is nothing at this path.";
     UnknownKeyset "unknown-keyset" 404 "Unknown keyset"
         "No keyset has this name; GET /v1/keysets lists them.";
-    UnknownIssuer "unknown-issuer" 404 "Unknown issuer"
-        "No issuer has this name or path.";
     UnknownKey "unknown-key" 404 "Unknown key"
         "No key of this keyset has this kid.";
     MethodNotAllowed "method-not-allowed" 405 "Method not allowed"
@@ -266,8 +264,6 @@ problem_types! {
         "The configuration does not fit the keyset any more, so nothing is promoted; see its alarms.";
     KeysetNotConfigured "keyset-not-configured" 409 "Keyset not configured"
         "The keyset is gone from the configuration; put it back or drain it.";
-    KeysetStillConfigured "keyset-still-configured" 409 "Keyset still configured"
-        "The keyset is still in the configuration; remove it there first.";
     AlgorithmUnconfirmed "algorithm-unconfirmed" 409 "Algorithm change not confirmed"
         "The successor has another algorithm than the active key; rotate with confirm_algorithm when all verifiers can read it.";
     AlreadyRetired "already-retired" 409 "Key already retired"
@@ -276,12 +272,8 @@ problem_types! {
         "No demoted key is still published and unrevoked.";
     AlreadyImported "already-imported" 409 "Already imported"
         "A key with this kid or this public key already exists.";
-    ClockNotFrozen "clock-not-frozen" 409 "Clock not frozen"
-        "The clock is trusted, so there is nothing to accept.";
-    Conflict "conflict" 409 "Conflict"
-        "The keyset changed while the request was carried out; read it again and repeat.";
     GenerationMismatch "generation-mismatch" 412 "Generation has moved on"
-        "The keyset is no longer at the generation in If-Match; read it again and decide anew.";
+        "What was to be changed is no longer at the generation in If-Match; read it again and decide anew.";
     BodyTooLarge "body-too-large" 413 "Body too large"
         "A request's body may have at most 64 KiB.";
     UriTooLong "uri-too-long" 414 "URI too long"
@@ -292,24 +284,18 @@ problem_types! {
         "A member of the request has a value that is not allowed.";
     TtlTooLong "ttl-too-long" 422 "Token life too long"
         "The token would live longer than the keyset's max_ttl.";
-    TtlInvalid "ttl-invalid" 422 "Invalid token life"
-        "A token must live for at least one whole second.";
     ClaimMissing "claim-missing" 422 "Required claim missing"
         "A claim that the keyset requires is missing or empty.";
     ClaimForbidden "claim-forbidden" 422 "Forbidden claim"
         "A claim that callers may not set is present.";
     ClaimInvalid "claim-invalid" 422 "Invalid claim"
         "A registered claim has a value of the wrong type or out of range.";
-    ClaimsTooLarge "claims-too-large" 422 "Claims too large"
-        "The claims are too large or nested too deeply.";
     AudienceNotAllowed "audience-not-allowed" 422 "Audience not allowed"
         "An audience is not one that the keyset or this client may sign for.";
     TypeNotAllowed "type-not-allowed" 422 "Token type not allowed"
         "The typ is not one that the keyset may sign.";
     HoldInvalid "hold-invalid" 422 "Invalid hold"
         "A hold must end in the future.";
-    ReasonRequired "reason-required" 422 "Reason required"
-        "This action needs a reason, for the audit log.";
     DryRunNotSupported "dry-run-not-supported" 422 "No dry run"
         "This action cannot be tried without doing it.";
     ImportRefused "import-refused" 422 "Import refused"
@@ -352,8 +338,6 @@ problem_types! {
         "The clock stepped, so keys do not move; it thaws when it agrees again or an operator accepts it.";
     NotReady "not-ready" 503 "Not ready"
         "This process is not ready; the members say what is not.";
-    ShuttingDown "shutting-down" 503 "Shutting down"
-        "This process is stopping; retry, another may answer.";
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ async fn serve(State(engine): State<Arc<Engine>>, request: Request) -> Response 
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let Some(document) = route.issuer.document.load_full() else {
+    let Some(document) = route.issuer.served() else {
         if route.kind == RouteKind::Jwks {
             route.issuer.metrics.jwks_requested(JwksCode::Unavailable);
         }

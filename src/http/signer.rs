@@ -248,6 +248,9 @@ fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) ->
         SigningFailure::NoActiveKey => (ProblemType::NoActiveKey, seconds_to_active(engine, cell)),
         SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),
         SigningFailure::Overload => (ProblemType::Overload, 1),
+        SigningFailure::BackendUnavailable if engine.is_sealed() => {
+            (ProblemType::SealUnavailable, super::admin::SEAL_RETRY_SECONDS)
+        }
         SigningFailure::BackendUnavailable => (ProblemType::BackendUnavailable, 1),
         SigningFailure::BackendTimeout => (ProblemType::BackendTimeout, 1),
         SigningFailure::BackendThrottled => (ProblemType::BackendThrottled, 1),

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::engine::KeysetCell;
+use crate::engine::probes::Probe;
 use crate::engine::view::Sight;
 use crate::keyring::outlook::{NextRotation, NextState};
 use crate::keyring::plan::Blocker;
@@ -23,6 +24,9 @@ pub struct KeysetView {
     hold: Option<HoldView>,
     policy: PolicyView,
     next_rotation: Option<NextRotationView>,
+    /// Where the issuer watches what verifiers are served; only where there are probes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    probes: Vec<ProbeView>,
     active_kid: Option<String>,
     keys: Vec<KeyView>,
 }
@@ -32,6 +36,19 @@ pub struct PolicyView {
     max_ttl_seconds: i64,
     propagation_seconds: i64,
     overlap_seconds: i64,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ProbeView {
+    url: String,
+    /// Why the last fetch got no answer; while it is so, the propagation of waiting keys pauses.
+    failing: Option<String>,
+    /// Kids of waiting keys that it shows.
+    shows: Vec<String>,
+    /// How what it shows differs from what is published, beyond what caches explain.
+    mismatches: Vec<String>,
+    /// How its headers let caches hold the document for longer than declared.
+    caches_exceeded: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -63,6 +80,10 @@ pub struct KeyView {
     origin: Origin,
     #[schema(value_type = Option<String>, format = DateTime)]
     published_at: Option<Timestamp>,
+    /// Since when all probes show it; only on waiting keys of an issuer with probes.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen_at: Option<Timestamp>,
     #[schema(value_type = String, format = DateTime)]
     entered_at: Timestamp,
     ttl_bound_seconds: i64,
@@ -108,6 +129,7 @@ impl KeysetView {
             hold: keyring.hold.as_ref().map(HoldView::of),
             policy: PolicyView::of(keyring),
             next_rotation: sight.outlook.next_rotation.as_ref().map(NextRotationView::of),
+            probes: cell.issuer.probes().each().iter().map(ProbeView::of).collect(),
             active_kid: keyring.active().map(|key| key.kid.to_string()),
             keys: keys.into_iter().map(|key| KeyView::of(key, next(key))).collect(),
         }
@@ -121,6 +143,18 @@ impl PolicyView {
             max_ttl_seconds: policy.tokens.max_ttl.as_secs(),
             propagation_seconds: policy.rotation.propagation.as_secs(),
             overlap_seconds: policy.overlap().as_secs(),
+        }
+    }
+}
+
+impl ProbeView {
+    fn of(probe: &Probe) -> Self {
+        ProbeView {
+            url: probe.url.clone(),
+            failing: probe.failing.clone(),
+            shows: probe.shows(),
+            mismatches: probe.discrepancies.iter().map(ToString::to_string).collect(),
+            caches_exceeded: probe.excess.clone(),
         }
     }
 }
@@ -151,6 +185,7 @@ impl KeyView {
             state: key.state,
             origin: key.origin,
             published_at: key.published_at,
+            seen_at: key.seen_at.filter(|_| matches!(key.state, KeyState::Pending | KeyState::Standby)),
             entered_at: key.entered_at,
             ttl_bound_seconds: key.ttl_bound.as_secs(),
             next: next.map(|next| NextView { state: next.state, at: next.at, waiting_for: names(&next.waiting_for) }),

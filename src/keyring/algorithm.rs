@@ -83,7 +83,7 @@ impl Algorithm {
         }
     }
 
-    /// An upper bound in bytes of one key's entry in the published document.
+    /// An upper bound in bytes of the entry in the published document of a key with a thumbprint as kid: one made here.
     pub const fn jwk_bytes(self) -> usize {
         match self {
             Algorithm::Es256 | Algorithm::EdDsa { .. } => 300,

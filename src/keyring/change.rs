@@ -18,8 +18,17 @@ pub const SYSTEM: &str = "jwksd";
 /// Audit entries kept in a keyring; older ones live on in the log.
 pub const AUDIT_KEPT: usize = 200;
 
-/// Ended keys kept as history besides revoked ones, which are kept for good: their kids must never come back.
+/// Retired keys kept as history.
 pub const HISTORY_KEPT: usize = 200;
+
+/// Revoked keys kept with all that is known of them; of older ones only what identifies them, since they must never come back.
+pub const REVOKED_KEPT: usize = 300;
+
+/// Bytes that identities of revoked keys may take in a record: more than 40,000 of them.
+const BANNED_BYTES: usize = 3 * 1024 * 1024;
+
+/// What an entry takes in a record besides its text: quotes, comma, indentation.
+const ENTRY_BYTES: usize = 12;
 
 /// How long an Idempotency-Key is remembered.
 pub const IDEMPOTENCY_KEPT: Span = Span::DAY;
@@ -82,10 +91,12 @@ pub enum Change {
         policy: Box<Policy>,
         first: bool,
     },
-    /// What this process saw: since when keys are published, from when on demoted ones could not sign.
+    /// What this process saw: since when keys are published, from when on demoted ones could not sign, and since when
+    /// probes have shown waiting ones without a gap.
     Observe {
         published: Vec<(Serial, Timestamp)>,
         stopped: Vec<(Serial, Timestamp)>,
+        seen: Vec<(Serial, Option<Timestamp>)>,
     },
     /// A created key joins as pending.
     Add(Box<NewKey>),
@@ -114,6 +125,7 @@ impl Keyring {
             policy,
             first,
             keys: Vec::new(),
+            banned: Vec::new(),
             next_serial: 1,
             last_promotion_at: None,
             hold: None,
@@ -202,7 +214,7 @@ impl Keyring {
         match change {
             Change::AdoptPolicy(policy) => self.adopt(policy, now),
             Change::Restart { policy, first } => self.restart(policy, *first, now),
-            Change::Observe { published, stopped } => self.observe(published, stopped),
+            Change::Observe { published, stopped, seen } => self.observe(published, stopped, seen),
             Change::Add(key) => self.add(key, now),
             Change::Propagated(serials) => self.move_each(serials, KeyEvent::Propagated, "propagated", now),
             Change::Promote { serial, trigger, unpropagated } => {
@@ -225,6 +237,7 @@ impl Keyring {
             Change::Rebase => {
                 for key in &mut self.keys {
                     key.published_at = key.published_at.map(|at| at.min(now));
+                    key.seen_at = key.seen_at.map(|at| at.min(now));
                     key.activated_at = key.activated_at.map(|at| at.min(now));
                 }
                 self.last_promotion_at = self.last_promotion_at.map(|at| at.min(now));
@@ -243,11 +256,20 @@ impl Keyring {
         let shorter = policy.rotation.propagation < old.rotation.propagation
             || policy.visibility_window() < old.visibility_window();
         if shorter {
-            self.floors.push(Floor {
+            let floor = Floor {
                 propagation: old.rotation.propagation,
                 window: old.visibility_window(),
                 until: now + old.rotation.propagation,
+            };
+            // What waits no longer than this in any respect adds nothing.
+            self.floors.retain(|other| {
+                other.propagation > floor.propagation || other.window > floor.window || other.until > floor.until
             });
+            self.floors.push(floor);
+        }
+        if policy.issuer.probes != old.issuer.probes {
+            // What other probes showed says nothing about these.
+            self.keys.iter_mut().for_each(|key| key.seen_at = None);
         }
         let (life, overlap) = (policy.tokens.max_ttl, policy.overlap());
         if let Some(active) = self.keys.iter_mut().find(|key| key.state == KeyState::Active) {
@@ -268,7 +290,12 @@ impl Keyring {
         self.note(now, "restarted", SYSTEM, Some("another issuer was configured for the drained keyset"), [], None);
     }
 
-    fn observe(&mut self, published: &[(Serial, Timestamp)], stopped: &[(Serial, Timestamp)]) {
+    fn observe(
+        &mut self,
+        published: &[(Serial, Timestamp)],
+        stopped: &[(Serial, Timestamp)],
+        seen: &[(Serial, Option<Timestamp>)],
+    ) {
         for &(serial, at) in published {
             self.edit(serial, |key| {
                 key.published_at.get_or_insert(at);
@@ -278,6 +305,9 @@ impl Keyring {
             self.edit(serial, |key| {
                 key.stopped_at.get_or_insert(at);
             });
+        }
+        for &(serial, at) in seen {
+            self.edit(serial, |key| key.seen_at = at);
         }
     }
 
@@ -302,6 +332,7 @@ impl Keyring {
             entered_at: now,
             created_at: now,
             published_at: None,
+            seen_at: None,
             activated_at: None,
             demoted_at: None,
             stopped_at: None,
@@ -407,14 +438,48 @@ impl Keyring {
     pub(super) fn tidy(&mut self, now: Timestamp) {
         self.floors.retain(|floor| floor.until > now);
         self.journal.tidy(now);
-        let ended = |key: &Key| key.state == KeyState::Retired && key.private.is_none();
-        let surplus = self.keys.iter().filter(|key| ended(key)).count().saturating_sub(HISTORY_KEPT);
-        let mut dropped = 0;
-        self.keys.retain(|key| {
-            let drop = ended(key) && dropped < surplus;
-            dropped += usize::from(drop);
-            !drop
+        self.drop_oldest(KeyState::Retired, HISTORY_KEPT);
+        for revoked in self.drop_oldest(KeyState::Revoked, REVOKED_KEPT) {
+            let (kid, thumbprint) = (revoked.kid.to_string(), revoked.public.thumbprint().to_string());
+            self.banned.extend((thumbprint != kid).then_some(thumbprint));
+            self.banned.push(kid);
+        }
+        // Kids are printable ASCII, of which JSON escapes two characters.
+        let size = |text: &String| text.len() + text.matches(['"', '\\']).count() + ENTRY_BYTES;
+        let mut bytes: usize = self.banned.iter().map(size).sum();
+        let surplus = self.banned.iter().take_while(|text| {
+            let over = bytes > BANNED_BYTES;
+            bytes -= size(text);
+            over
         });
+        let surplus = surplus.count();
+        self.banned.drain(..surplus);
+    }
+
+    /// Takes out the oldest keys that ended so, but for `kept` and those whose private half is still to be destroyed.
+    fn drop_oldest(&mut self, state: KeyState, kept: usize) -> Vec<Key> {
+        let ended = |key: &Key| key.state == state && key.private.is_none();
+        let mut surplus = self.keys.iter().filter(|key| ended(key)).count().saturating_sub(kept);
+        let (mut dropped, mut stay) = (Vec::new(), Vec::with_capacity(self.keys.len()));
+        for key in std::mem::take(&mut self.keys) {
+            if surplus > 0 && ended(&key) {
+                surplus -= 1;
+                dropped.push(key);
+            } else {
+                stay.push(key);
+            }
+        }
+        self.keys = stay;
+        dropped
+    }
+
+    /// Whether a key with this kid or this public key was revoked here, however long ago.
+    pub fn has_revoked(&self, kid: &Kid, public: &PublicJwk) -> bool {
+        let listed = self.keys.iter().filter(|key| key.state == KeyState::Revoked);
+        let mut listed = listed.map(|key| (&key.kid, &key.public));
+        let thumbprint = public.thumbprint();
+        listed.any(|(other, key)| other == kid || key == public)
+            || self.banned.iter().any(|banned| banned == kid.as_str() || banned == thumbprint.as_str())
     }
 }
 
@@ -445,6 +510,12 @@ impl Journal {
         self.audit.drain(..surplus);
         self.answered.retain(|answered| now < answered.at + IDEMPOTENCY_KEPT);
     }
+}
+
+/// What a value takes of a record, at most: indented, inside arrays and objects of the body.
+pub(super) fn stored_bytes(value: &impl serde::Serialize) -> usize {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.len() + text.matches('\n').count() * ENTRY_BYTES
 }
 
 /// Applies the table; a refused event leaves the key as it is (callers choose keys by state, tests prove it).

@@ -2,15 +2,19 @@
 //! Intent, idempotency key, audit entry and effect are one value, so they are one write.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::change::{NewKey, Trigger};
+use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger, stored_bytes};
 use super::jwk::Kid;
 use super::plan::{Blocker, Desired, Facts, emergency_successor, is_held, next_standby};
-use super::record::{Answered, Hold, Key, KeyState, Keyring, Origin, Revocation, Serial};
+use super::record::{Answered, Hold, Journal, Key, KeyState, Keyring, Origin, Revocation, Serial};
 use super::time::{Span, Timestamp};
 
 /// Idempotency keys remembered per keyset at one time.
 pub const ANSWERED_KEPT: usize = 1000;
+
+/// Bytes that remembered answers may take in a record.
+const ANSWERED_BYTES: usize = 3 * 1024 * 1024;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +74,7 @@ pub struct Idempotency {
 pub enum Decision {
     /// Answered before under the same Idempotency-Key.
     Replay(Outcome),
-    /// Nothing to write: a dry run, or it already is as asked.
+    /// Nothing to write: a dry run, or it already is as asked and no Idempotency-Key is to be remembered.
     Answer(Outcome),
     Write {
         next: Box<Keyring>,
@@ -138,7 +142,7 @@ pub struct Exposure {
 /// Why a request is not carried out. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("the keyring is at generation {current} now: read it again and decide again")]
+    #[error("the generation is {current} now: read again and decide again")]
     GenerationMismatch { current: u64 },
     #[error("this Idempotency-Key was used for another request within the last 24 hours: use a new one")]
     IdempotencyKeyReused,
@@ -160,7 +164,7 @@ pub enum Refusal {
     Degraded,
     #[error("the keyset is not in the configuration: add it again, or drain it")]
     Absent,
-    #[error("the clock cannot be trusted now: correct it, or accept it with `POST /v1/clock/accept`")]
+    #[error("the clock cannot be trusted now: correct it, or accept it: `jwksd clock accept`")]
     ClockFrozen,
     #[error("there is nothing to roll back to: {reason}")]
     NothingToRollBack { reason: &'static str },
@@ -188,13 +192,16 @@ pub fn decide(keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result
     }
     let mut draft = Draft { before: keyring, facts, request, next: keyring.next(facts.now), warnings: Vec::new() };
     match draft.carry_out()? {
-        Effect::None => Ok(Decision::Answer(draft.outcome(keyring))),
+        // It already is as asked; only the Idempotency-Key has to be remembered.
+        Effect::None if request.dry_run || request.idempotency.is_none() => {
+            Ok(Decision::Answer(draft.outcome(keyring)))
+        }
         Effect::Change if request.dry_run => {
             let mut outcome = draft.outcome(&draft.next);
             outcome.generation = keyring.generation;
             Ok(Decision::Answer(outcome))
         }
-        Effect::Change => {
+        Effect::None | Effect::Change => {
             let outcome = draft.outcome(&draft.next);
             draft.remember(&outcome);
             draft.next.tidy(facts.now);
@@ -204,13 +211,43 @@ pub fn decide(keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result
 }
 
 fn replay(keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result<Option<Outcome>, Refusal> {
-    let Some(idempotency) = &request.idempotency else { return Ok(None) };
-    let fresh = |answered: &&Answered| facts.now < answered.at + super::change::IDEMPOTENCY_KEPT;
-    let found = keyring.journal.answered.iter().filter(fresh).find(|answered| answered.key == idempotency.key);
-    match found {
-        None => Ok(None),
-        Some(answered) if answered.fingerprint != idempotency.fingerprint => Err(Refusal::IdempotencyKeyReused),
-        Some(answered) => Ok(serde_json::from_value(answered.answer.clone()).ok()),
+    let answer = keyring.journal.replay(request.idempotency.as_ref(), facts.now)?;
+    Ok(answer.and_then(|answer| serde_json::from_value(answer.clone()).ok()))
+}
+
+impl Journal {
+    /// The answer that a call with this Idempotency-Key got.
+    ///
+    /// # Errors
+    /// [`Refusal::IdempotencyKeyReused`] if that was another call.
+    pub fn replay(&self, idempotency: Option<&Idempotency>, now: Timestamp) -> Result<Option<&Value>, Refusal> {
+        let Some(idempotency) = idempotency else { return Ok(None) };
+        let fresh = |answered: &&Answered| now < answered.at + IDEMPOTENCY_KEPT;
+        match self.answered.iter().filter(fresh).find(|answered| answered.key == idempotency.key) {
+            None => Ok(None),
+            Some(answered) if answered.fingerprint != idempotency.fingerprint => Err(Refusal::IdempotencyKeyReused),
+            Some(answered) => Ok(Some(&answered.answer)),
+        }
+    }
+
+    /// Keeps an answer for calls that repeat the Idempotency-Key.
+    pub fn remember(&mut self, idempotency: Option<&Idempotency>, answer: Value, now: Timestamp) {
+        let Some(idempotency) = idempotency else { return };
+        self.tidy(now);
+        self.answered.push(Answered {
+            key: idempotency.key.clone(),
+            fingerprint: idempotency.fingerprint.clone(),
+            at: now,
+            answer,
+        });
+        // Nobody makes so many calls by hand; the oldest answers give way.
+        let mut bytes = 0;
+        let fitting = self.answered.iter().rev().take(ANSWERED_KEPT).take_while(|answered| {
+            bytes += stored_bytes(answered);
+            bytes <= ANSWERED_BYTES
+        });
+        let surplus = self.answered.len() - fitting.count();
+        self.answered.drain(..surplus);
     }
 }
 
@@ -420,7 +457,8 @@ impl Draft<'_> {
     fn import(&mut self, imported: &ImportedKey) -> Result<Effect, Refusal> {
         let refuse = |reason: String| Err(Refusal::ImportRefused { reason });
         let same = |key: &&Key| key.kid == imported.key.kid || key.public == imported.key.public;
-        if self.before.keys.iter().any(|key| same(&key)) {
+        let banned = self.before.has_revoked(&imported.key.kid, &imported.key.public);
+        if banned || self.before.keys.iter().any(|key| same(&key)) {
             return Err(Refusal::AlreadyImported { kid: imported.key.kid.clone() });
         }
         if self.before.drained {
@@ -475,17 +513,8 @@ impl Draft<'_> {
     }
 
     fn remember(&mut self, outcome: &Outcome) {
-        let Some(idempotency) = &self.request.idempotency else { return };
-        self.next.journal.tidy(self.facts.now);
-        // Nobody makes so many calls by hand; the oldest answers give way.
-        let surplus = (self.next.journal.answered.len() + 1).saturating_sub(ANSWERED_KEPT);
-        self.next.journal.answered.drain(..surplus);
-        self.next.journal.answered.push(Answered {
-            key: idempotency.key.clone(),
-            fingerprint: idempotency.fingerprint.clone(),
-            at: self.facts.now,
-            answer: serde_json::to_value(outcome).unwrap_or_default(),
-        });
+        let answer = serde_json::to_value(outcome).unwrap_or_default();
+        self.next.journal.remember(self.request.idempotency.as_ref(), answer, self.facts.now);
     }
 
     fn next_standby_at(&self) -> Option<Timestamp> {

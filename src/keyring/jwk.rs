@@ -404,6 +404,13 @@ pub struct PublishedEntry<'a> {
     pub public: &'a PublicJwk,
 }
 
+impl PublishedEntry<'_> {
+    /// What it adds to the document, in bytes, its comma included.
+    pub fn bytes(&self) -> usize {
+        serde_json::to_vec(&PublishedKey::from(*self)).map_or(0, |entry| entry.len() + 1)
+    }
+}
+
 /// How a key is published: `kty`, its public members, `kid`, `use` and `alg`, and nothing else (RFC 7517 §4).
 #[derive(Debug, Serialize)]
 pub struct PublishedKey<'a> {
@@ -818,6 +825,21 @@ mod tests {
                 serde_json::to_vec(&PublishedKey::from(PublishedEntry { kid: &kid, algorithm, public: &public }));
             assert!(entry.unwrap().len() <= algorithm.jwk_bytes());
         }
+    }
+
+    #[test]
+    fn as_many_keys_as_a_set_may_hold_fit_its_bytes_whatever_was_imported() {
+        let kid = Kid::parse(&"\"".repeat(256)).unwrap(); // The longest, and each byte of it escaped.
+        let mut n = vec![0xff; 512];
+        n[511] = 0x61;
+        let public = PublicJwk::Rsa { n: URL_SAFE_NO_PAD.encode(n), e: "AQAB".to_owned() };
+        let algorithm = Algorithm::Rs256 { rsa_bits: RsaBits::B4096 };
+        let entry = PublishedEntry { kid: &kid, algorithm, public: &public };
+        assert!(entry.bytes() > algorithm.jwk_bytes(), "the estimate is for keys made here");
+        let keys = crate::keyring::plan::JWKS_KEYS_MAX as usize;
+        let document = jwks_document(std::iter::repeat_n(entry, keys));
+        assert_eq!(document.len(), jwks_document(std::iter::empty()).len() + keys * entry.bytes() - 1);
+        assert!(document.len() < 20_000, "{} of the 50,000 bytes that a set may have", document.len());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod name;
 pub mod outlook;
 pub mod plan;
 pub mod policy;
+pub mod publication;
 pub mod record;
 pub mod schedule;
 pub mod time;

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::plan::{
-    Blocker, Desired, Facts, SlowStep, blockers, due_at, is_held, next_standby, overdue_grace, standing_blockers,
+    Blocker, Desired, Facts, SlowStep, blockers, due_at, is_held, is_propagated, next_standby, overdue_grace,
+    propagated_from, standing_blockers,
 };
 use super::record::{Key, KeyState, Keyring, Serial};
 use super::time::{Span, Timestamp};
@@ -20,7 +21,8 @@ pub enum Alarm {
     Absent,
     /// The record cannot be trusted; the last good set is served and nothing is written.
     Frozen,
-    /// The seal could not be reached yet; records are served unauthenticated.
+    /// The seal could not be reached yet and the record is served unauthenticated; or it failed the check and its keys
+    /// are not served any more.
     Unauthenticated,
     /// The wall clock stepped or lags behind what was recorded.
     ClockFrozen,
@@ -36,6 +38,10 @@ pub enum Alarm {
     JwksFull,
     /// What is served elsewhere differs from what we publish.
     PublicationMismatch,
+    /// What is served elsewhere cannot be fetched; waiting keys do not propagate.
+    ProbeUnreachable,
+    /// What is served elsewhere may be held longer than the declared caches.
+    CachesExceeded,
     /// A backend disabled a key behind our back.
     KeyDisabled,
     /// Waiting keys have another algorithm, which an operator has not confirmed.
@@ -51,7 +57,7 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 17] = [
+    pub const ALL: [Alarm; 19] = [
         Alarm::Degraded,
         Alarm::Absent,
         Alarm::Frozen,
@@ -63,6 +69,8 @@ impl Alarm {
         Alarm::NoActiveKey,
         Alarm::JwksFull,
         Alarm::PublicationMismatch,
+        Alarm::ProbeUnreachable,
+        Alarm::CachesExceeded,
         Alarm::KeyDisabled,
         Alarm::AlgorithmUnconfirmed,
         Alarm::BackendUnavailable,
@@ -92,6 +100,8 @@ impl Alarm {
             Alarm::NoActiveKey => "no_active_key",
             Alarm::JwksFull => "jwks_full",
             Alarm::PublicationMismatch => "publication_mismatch",
+            Alarm::ProbeUnreachable => "probe_unreachable",
+            Alarm::CachesExceeded => "caches_exceeded",
             Alarm::KeyDisabled => "key_disabled",
             Alarm::AlgorithmUnconfirmed => "algorithm_unconfirmed",
             Alarm::BackendUnavailable => "backend_unavailable",
@@ -187,8 +197,9 @@ fn next_state(
     let hold = is_held(keyring.hold.as_ref(), facts.now).then_some(Blocker::Hold);
     match key.state {
         KeyState::Pending => {
-            let at = key.published_at.map(|published| keyring.propagated_at(published));
-            Some(NextState { state: KeyState::Standby, at, waiting_for: frozen.into_iter().collect() })
+            let at = propagated_from(keyring, facts, key);
+            let unseen = (key.published_at.is_some() && at.is_none()).then_some(Blocker::Probe);
+            Some(NextState { state: KeyState::Standby, at, waiting_for: frozen.into_iter().chain(unseen).collect() })
         }
         KeyState::Standby => {
             let next = following.is_some_and(|(serial, _)| serial == key.serial);
@@ -216,7 +227,7 @@ fn ready_count(keyring: &Keyring, facts: &Facts<'_>) -> u32 {
         key.state == KeyState::Standby
             && key.private.is_some()
             && keyring.algorithm_agreed(key.algorithm)
-            && key.published_at.is_some_and(|published| keyring.propagated_at(published) <= facts.now)
+            && is_propagated(keyring, facts, key)
     };
     u32::try_from(keyring.keys.iter().filter(ready).count()).unwrap_or(u32::MAX)
 }

@@ -11,6 +11,9 @@ use super::time::{Span, Timestamp};
 /// The most keys an issuer's JWKS may hold (AWS ALB reads no more).
 pub const JWKS_KEYS_MAX: u32 = 10;
 
+/// A record of what probes show is renewed when it is off by more.
+const SEEN_RESOLUTION: Span = Span::SECOND;
+
 /// Stored times may be this far ahead of a clock that was set back a little.
 pub const FUTURE_TOLERATED: Span = Span::MINUTE.times(10);
 
@@ -27,8 +30,11 @@ pub struct Facts<'a> {
     pub desired: Desired<'a>,
     /// Since when this process publishes each key; only keys that an answerable snapshot contains.
     pub published: BTreeMap<Serial, Timestamp>,
-    /// Since when this process cannot sign with each key that is retiring.
+    /// Since when this process cannot sign with each key that is retiring, or the latest time that a token of it may
+    /// carry as `iat`, whichever is later.
     pub stopped: BTreeMap<Serial, Timestamp>,
+    /// What the issuer's probes show of waiting keys; a key they do not all show is missing. Unused without probes.
+    pub seen: BTreeMap<Serial, Seen>,
     /// The issuer's document was served already when this keyset had no key in it.
     pub issuer_served: bool,
     /// When publication resumed after a silence longer than max_age.
@@ -37,6 +43,15 @@ pub struct Facts<'a> {
     pub room: u32,
     /// Slow steps that failed and are not to be tried before a time.
     pub backoff: BTreeMap<SlowStep, Timestamp>,
+}
+
+/// What all probes of an issuer show of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Every sample since then showed it; time without a sample is added.
+    pub since: Timestamp,
+    /// The last sample, where fetches have failed since: what comes later is not known.
+    pub until: Option<Timestamp>,
 }
 
 /// What the configuration wants of a keyset.
@@ -79,6 +94,8 @@ pub struct Plan {
 pub enum Blocker {
     NoStandby,
     Propagation,
+    /// A probe does not show the key, or cannot be fetched.
+    Probe,
     Silence,
     Hold,
     ClockFrozen,
@@ -94,6 +111,7 @@ impl Blocker {
         match self {
             Blocker::NoStandby => "no_standby",
             Blocker::Propagation => "propagation",
+            Blocker::Probe => "probe",
             Blocker::Silence => "silence",
             Blocker::Hold => "hold",
             Blocker::ClockFrozen => "clock_frozen",
@@ -159,7 +177,26 @@ impl<'a> View<'a> {
         };
         let published = seen(&self.facts.published, &|key| key.state.is_published() && key.published_at.is_none());
         let stopped = seen(&self.facts.stopped, &|key| key.state == KeyState::Retiring && key.stopped_at.is_none());
-        (!published.is_empty() || !stopped.is_empty()).then_some(Step::Write(Change::Observe { published, stopped }))
+        let seen = self.newly_seen();
+        let nothing = published.is_empty() && stopped.is_empty() && seen.is_empty();
+        (!nothing).then_some(Step::Write(Change::Observe { published, stopped, seen }))
+    }
+
+    /// Waiting keys of which probes show something else than the record says.
+    fn newly_seen(&self) -> Vec<(Serial, Option<Timestamp>)> {
+        if self.keyring.policy.issuer.probes.is_empty() {
+            return Vec::new();
+        }
+        let waiting = |key: &&Key| matches!(key.state, KeyState::Pending | KeyState::Standby);
+        let news = |key: &Key| {
+            let seen = self.facts.seen.get(&key.serial).map(|seen| seen.since);
+            let differs = match (key.seen_at, seen) {
+                (Some(recorded), Some(since)) => since > recorded + SEEN_RESOLUTION,
+                (recorded, seen) => recorded.is_some() != seen.is_some(),
+            };
+            differs.then_some((key.serial, seen))
+        };
+        self.keyring.keys.iter().filter(waiting).filter_map(news).collect()
     }
 
     /// A keyset that signed before and has no key that signs: revocation left nothing, or compromise everything.
@@ -201,8 +238,8 @@ impl<'a> View<'a> {
         }
         let mut ready = Vec::new();
         for key in self.in_state(KeyState::Pending) {
-            if let Some(published) = key.published_at
-                && self.at(self.keyring.propagated_at(published))
+            if let Some(propagated) = propagated_from(self.keyring, self.facts, key)
+                && self.at(propagated)
             {
                 ready.push(key.serial);
             }
@@ -236,8 +273,8 @@ impl<'a> View<'a> {
             let candidate = keyring.keys.iter().find(|key| can_sign_at_once(key))?;
             if self.facts.issuer_served && keyring.first {
                 // Somebody may hold a document of this issuer that does not contain the key.
-                let seen = keyring.visible_again_at(candidate.published_at?);
-                if self.facts.clock_frozen || !self.at(seen) {
+                let visible = keyring.visible_again_at(candidate.published_at?);
+                if self.facts.clock_frozen || !self.at(visible) {
                     return None;
                 }
             }
@@ -326,8 +363,10 @@ impl<'a> View<'a> {
         keyring.keys.iter().filter(move |key| key.state == state)
     }
 
+    /// A hold does not end by a clock that cannot be trusted.
     fn held(&self) -> bool {
-        is_held(self.keyring.hold.as_ref(), self.facts.now)
+        let hold = self.keyring.hold.as_ref();
+        is_held(hold, self.facts.now) || (self.facts.clock_frozen && hold.is_some())
     }
 
     /// Gone from the configuration and not drained: nothing happens by itself.
@@ -380,9 +419,21 @@ pub fn next_standby(keyring: &Keyring, facts: &Facts<'_>) -> Option<(Serial, Tim
 
 /// When a published key may be promoted; `None` while it is not known to be published.
 pub fn ready_at(keyring: &Keyring, facts: &Facts<'_>, key: &Key) -> Option<Timestamp> {
-    let propagated = keyring.propagated_at(key.published_at?);
+    let propagated = propagated_from(keyring, facts, key)?;
     let visible = facts.resumed_at.map_or(Timestamp::EPOCH, |resumed| keyring.visible_again_at(resumed));
     Some(propagated.max(visible))
+}
+
+/// When a published key has been published long enough; with probes, counted from the moment since which all of them
+/// show it. `None` while it is not published or its sight is interrupted.
+pub fn propagated_from(keyring: &Keyring, facts: &Facts<'_>, key: &Key) -> Option<Timestamp> {
+    let published = key.published_at?;
+    if keyring.policy.issuer.probes.is_empty() {
+        return Some(keyring.propagated_at(published));
+    }
+    let seen = facts.seen.get(&key.serial)?;
+    let propagated = keyring.propagated_at(published.max(seen.since));
+    seen.until.is_none_or(|until| propagated <= until).then_some(propagated)
 }
 
 /// What keeps scheduled promotions from happening, apart from a successor that is not ready.
@@ -419,7 +470,16 @@ pub fn blockers(keyring: &Keyring, facts: &Facts<'_>) -> Vec<Blocker> {
                 matches!(key.state, KeyState::Standby | KeyState::Pending) && !keyring.algorithm_agreed(key.algorithm)
             };
             let waiting = keyring.keys.iter().any(unconfirmed);
-            blockers.push(if waiting { Blocker::AlgorithmUnconfirmed } else { Blocker::NoStandby });
+            let unseen = |key: &Key| {
+                matches!(key.state, KeyState::Standby | KeyState::Pending)
+                    && key.published_at.is_some()
+                    && propagated_from(keyring, facts, key).is_none()
+            };
+            blockers.push(match (waiting, keyring.keys.iter().any(unseen)) {
+                (true, _) => Blocker::AlgorithmUnconfirmed,
+                (false, true) => Blocker::Probe,
+                (false, false) => Blocker::NoStandby,
+            });
         }
     }
     blockers
@@ -427,7 +487,7 @@ pub fn blockers(keyring: &Keyring, facts: &Facts<'_>) -> Vec<Blocker> {
 
 /// Whether the key has been published for as long as it must be.
 pub fn is_propagated(keyring: &Keyring, facts: &Facts<'_>, key: &Key) -> bool {
-    key.published_at.is_some_and(|published| keyring.propagated_at(published) <= facts.now)
+    propagated_from(keyring, facts, key).is_some_and(|propagated| propagated <= facts.now)
 }
 
 /// Who signs when the active key is gone (DESIGN §2, "Revoke"): the oldest standby; else the newest retiring key that
@@ -440,7 +500,9 @@ pub fn emergency_successor(keyring: &Keyring, facts: &Facts<'_>) -> Option<(Seri
     let retiring = || in_state(KeyState::Retiring).filter(|key| !key.rolled_back).max_by_key(|key| key.demoted_at);
     let pending = || in_state(KeyState::Pending).min_by_key(|key| key.serial);
     let chosen = standby.or_else(retiring).or_else(pending)?;
-    let seen = chosen.state == KeyState::Retiring || is_propagated(keyring, facts, chosen);
+    // An imported key that was relieved before it ever signed here may be as new to verifiers as a pending one.
+    let signed_here = chosen.state == KeyState::Retiring && chosen.activated_at.is_some();
+    let seen = signed_here || is_propagated(keyring, facts, chosen);
     Some((chosen.serial, !seen))
 }
 

@@ -32,6 +32,9 @@ pub struct IssuerPolicy {
     /// Further absolute paths at which the same document is served.
     pub jwks_paths: Vec<String>,
     pub discovery: Discovery,
+    /// Where verifiers fetch the document: a waiting key counts as published only while all of these show it.
+    #[serde(default)]
+    pub probes: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

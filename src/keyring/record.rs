@@ -27,8 +27,12 @@ pub struct Keyring {
     pub policy: Policy,
     /// Its first key may sign at once: the issuer had never published any (DESIGN §2, "First key").
     pub first: bool,
-    /// All keys ever, in order of serial; history is kept for those that ended.
+    /// In order of serial; of those that ended the newest are kept as history.
     pub keys: Vec<Key>,
+    /// Revoked keys that are not listed any more, oldest first: their kids, and their thumbprints where these differ. They
+    /// must never come back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub banned: Vec<String>,
     pub next_serial: Serial,
     pub last_promotion_at: Option<Timestamp>,
     pub hold: Option<Hold>,
@@ -57,6 +61,9 @@ pub struct Key {
     pub created_at: Timestamp,
     /// First moment an answerable snapshot contained it.
     pub published_at: Option<Timestamp>,
+    /// Since when every sample of every probe has shown it, while it waits; only where the issuer has probes.
+    #[serde(default)]
+    pub seen_at: Option<Timestamp>,
     pub activated_at: Option<Timestamp>,
     /// When a successor took over from it.
     pub demoted_at: Option<Timestamp>,

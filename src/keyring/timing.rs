@@ -440,6 +440,7 @@ mod tests {
                 caches: vec![Span::MINUTE.times(5)],
                 jwks_paths: Vec::new(),
                 discovery: Discovery::Minimal,
+                probes: Vec::new(),
             },
             algorithm: Algorithm::Es256,
             backend: "local".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -58,6 +59,22 @@ pub struct DataKeys {
 struct DataKey {
     authentication: hmac::Key,
     encryption: Cipher,
+}
+
+/// Data keys that arrive when the seal is opened.
+#[derive(Debug, Default)]
+pub struct LateDataKeys(OnceLock<Arc<DataKeys>>);
+
+impl LateDataKeys {
+    /// The data keys are there; those of a later call are ignored.
+    pub fn arrive(&self, keys: Arc<DataKeys>) {
+        self.0.get_or_init(|| keys);
+    }
+
+    /// `None`: the seal has not been opened yet.
+    pub fn arrived(&self) -> Option<&DataKeys> {
+        self.0.get().map(AsRef::as_ref)
+    }
 }
 
 /// Why something could not be authenticated or opened.

@@ -108,8 +108,8 @@ impl FileKey {
 
 #[async_trait]
 impl KeyEncryptionKey for FileKey {
-    fn id(&self) -> String {
-        self.id.clone()
+    async fn id(&self) -> Result<String, SealError> {
+        Ok(self.id.clone())
     }
 
     /// The nonce, then the ciphertext with its tag. Never fails.
@@ -261,7 +261,7 @@ mod tests {
         assert!(!wrapped.windows(10).any(|window| window == b"a data key"));
 
         let again = FileKey::load(&path).unwrap();
-        assert_eq!(again.id(), key.id());
+        assert_eq!(again.id, key.id);
         assert_eq!(&**again.unwrap("context", &wrapped).await.unwrap(), b"a data key");
         assert!(matches!(again.unwrap("other", &wrapped).await, Err(SealError::Mismatch { .. })));
         assert!(matches!(FileKey::ephemeral().unwrap("context", &wrapped).await, Err(SealError::Mismatch { .. })));
@@ -286,9 +286,9 @@ mod tests {
         let key = FileKey::create(&path).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("jwksd-seal-v1:") && text.ends_with('\n') && text.lines().count() == 1);
-        assert_eq!(key.id().len(), "file:".len() + 16);
+        assert_eq!(key.id.len(), "file:".len() + 16);
         let secret = parse(&text).unwrap();
-        assert!(!hex(&*secret).contains(&key.id()["file:".len()..]));
+        assert!(!hex(&*secret).contains(&key.id["file:".len()..]));
         assert!(!format!("{key:?}").contains(text.trim_end().rsplit(':').next().unwrap()));
     }
 
@@ -321,7 +321,7 @@ mod tests {
         let path = folder.path().join("seal.key");
         fs::write(folder.path().join(".seal.key.new"), "jwksd-se").unwrap();
         let made = FileKey::load_or_create(&path).unwrap();
-        assert_eq!(FileKey::load_or_create(&path).unwrap().id(), made.id());
+        assert_eq!(FileKey::load_or_create(&path).unwrap().id, made.id);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

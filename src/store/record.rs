@@ -76,7 +76,7 @@ pub fn seal_record<B: Serialize>(
     let mut bytes = serde_json::to_vec_pretty(&envelope).map_err(|error| unwritable(error.to_string()))?;
     bytes.push(b'\n');
     if bytes.len() > LONGEST_RECORD {
-        return Err(RecordError::new(location, RecordProblem::TooLong { bytes: bytes.len() }));
+        return Err(RecordError::new(location, RecordProblem::WouldBeTooLong { bytes: bytes.len() }));
     }
     Ok(bytes)
 }
@@ -94,8 +94,8 @@ pub fn open_record<'a>(
     unverified.authenticate(location, keys)
 }
 
-/// A record whose format, kind and name are right but whose authentication is still to be checked. Only the
-/// installation is read in this state, since it holds the wrapped keys that authenticate it.
+/// A record whose format, kind and name are right but whose authentication is still to be checked. The installation is
+/// read in this state, since it holds the wrapped keys that authenticate it; everything, while the seal is out of reach.
 pub struct UnverifiedRecord<'a> {
     envelope: Envelope<'a>,
     previous: Option<Digest>,
@@ -135,6 +135,11 @@ pub enum RecordProblem {
     Malformed { line: usize, column: usize },
     #[error("is {bytes} bytes long, more than any record may be: restore it, see docs/restore.md")]
     TooLong { bytes: usize },
+    #[error(
+        "would become {bytes} bytes long, and no record may be longer than {LONGEST_RECORD}: nothing was written, what is \
+         stored is intact. Shorten what the configuration says of it, and report this: no other part of a record should grow so far"
+    )]
+    WouldBeTooLong { bytes: usize },
     #[error(
         "holds the {found}, not the {expected}: files were swapped; put each back in its place or restore them, see \
          docs/restore.md"
@@ -200,6 +205,26 @@ impl<'a> UnverifiedRecord<'a> {
         &self.envelope.installation
     }
 
+    /// The history that the record claims to belong to.
+    pub fn lineage(&self) -> &str {
+        &self.envelope.lineage
+    }
+
+    /// The claimed generation.
+    pub fn generation(&self) -> u64 {
+        self.envelope.generation
+    }
+
+    /// The claimed predecessor's digest.
+    pub fn previous(&self) -> Option<Digest> {
+        self.previous
+    }
+
+    /// Digest of the record's bytes.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
     /// The claimed body. Trust nothing in it before [`authenticate`](Self::authenticate).
     pub fn unverified_body<B: DeserializeOwned>(&self, location: &str) -> Result<B, RecordError> {
         // Before authentication a body that does not parse is just a damaged file.
@@ -253,6 +278,11 @@ impl RecordError {
 }
 
 impl RecordProblem {
+    /// Whether it was met while writing: what is stored is as it was.
+    pub fn is_of_writing(&self) -> bool {
+        matches!(self, RecordProblem::WouldBeTooLong { .. } | RecordProblem::Unwritable { .. })
+    }
+
     /// Only the place: the text around an error may be something that must not be shown.
     fn malformed(error: &serde_json::Error) -> Self {
         RecordProblem::Malformed { line: error.line(), column: error.column() }
@@ -552,7 +582,7 @@ mod tests {
         let keys = DataKeys::ephemeral("one");
         let long = "x".repeat(LONGEST_RECORD);
         let error = seal_record(LOCATION, &header(), &long, &keys).unwrap_err();
-        assert!(matches!(error.problem, RecordProblem::TooLong { .. }));
+        assert!(matches!(error.problem, RecordProblem::WouldBeTooLong { .. }));
         let spaces = " ".repeat(LONGEST_RECORD + 1);
         assert!(matches!(problem(spaces.as_bytes(), &keys), RecordProblem::TooLong { .. }));
     }

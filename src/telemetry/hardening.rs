@@ -3,24 +3,41 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// Turns core dumps off for good and makes the process undumpable (prctl(2), PR_SET_DUMPABLE): no core file, no
-/// ptrace and no reading of `/proc/PID/mem` by other processes of the same user. Call it before any key is read.
+/// Makes the process undumpable (prctl(2), PR_SET_DUMPABLE), and turns core dumps off for good. Call it before any key is
+/// read.
+///
+/// The first is what protects: no core is written whatever the limit says or `core_pattern` pipes to (core(5)), and other
+/// processes of the same user cannot attach with ptrace or read `/proc/PID/mem`. The limit is a second line: it is
+/// inherited, and holds should something make the process dumpable again. So a process that cannot be made undumpable must
+/// not handle keys; one whose limit cannot be set may.
 ///
 /// # Errors
-/// The kernel refused; the process should not go on to handle keys.
+/// The kernel refused one of them; [`is_fatal`](HardeningError::is_fatal) tells which.
 pub fn harden() -> Result<(), HardeningError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|source| HardeningError::Dumpable(source.into()))?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none).map_err(|e| HardeningError { operation: "limit core dumps", source: e.into() })?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| HardeningError { operation: "make the process undumpable", source: e.into() })
+    setrlimit(Resource::Core, none).map_err(|source| HardeningError::CoreLimit(source.into()))
 }
 
-/// The process could not be protected.
+/// The process could not be protected as it should be.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation}: look for a seccomp profile that forbids prctl or setrlimit, and allow both")]
-pub struct HardeningError {
-    operation: &'static str,
-    source: std::io::Error,
+pub enum HardeningError {
+    #[error(
+        "the memory of the process, which holds private keys, cannot be kept out of core dumps and debuggers: allow \
+         prctl(PR_SET_DUMPABLE) in the seccomp profile"
+    )]
+    Dumpable(#[source] std::io::Error),
+    #[error(
+        "core dumps cannot be limited: allow setrlimit(RLIMIT_CORE) in the seccomp profile. The process is undumpable all the same"
+    )]
+    CoreLimit(#[source] std::io::Error),
+}
+
+impl HardeningError {
+    /// Whether the process must not go on to handle keys.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, HardeningError::Dumpable(_))
+    }
 }
 
 #[cfg(test)]

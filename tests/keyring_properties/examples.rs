@@ -618,3 +618,41 @@ fn a_failed_destruction_is_tried_until_it_succeeds() {
     assert!(world.keyring.key(2).unwrap().private.is_none());
     assert_eq!(world.audit("destroyed"), 1);
 }
+
+#[test]
+fn a_clock_set_back_a_little_lengthens_the_stay_of_a_key_that_signed_by_the_later_time() {
+    let policy = with(|policy| policy.rotation.clock_skew = Span::ZERO);
+    let mut world = World::first(policy);
+    world.pass(minutes(20));
+    let latest = world.now;
+    world.set_back(Span::from_millis(400));
+    world.ask(rotate()).unwrap();
+    world.pass(just_before(minutes(5) + latest.since(world.now)));
+    assert_eq!(world.state(1), KeyState::Retiring, "a token of 5 minutes was signed by the later clock");
+    world.pass(Span::from_millis(1));
+    assert_eq!(world.state(1), KeyState::Retired);
+}
+
+#[test]
+fn a_hold_does_not_end_by_a_clock_that_cannot_be_trusted() {
+    let mut world = settled();
+    world.ask(Intent::Hold { until: Some(world.now + HOUR) }).unwrap();
+    world.want(with(|policy| policy.algorithm = Algorithm::Es384)).settle();
+    world.frozen = true;
+    world.sleep(HOUR.times(2)).settle();
+    assert_eq!((world.state(2), world.audit("withdrawn")), (KeyState::Standby, 0), "removals wait under a hold");
+    world.frozen = false;
+    world.settle();
+    assert_eq!((world.state(3), world.audit("hold-ended")), (KeyState::Retired, 1));
+}
+
+#[test]
+fn an_imported_key_that_never_signed_here_signs_unpropagated_in_an_emergency() {
+    let mut world = settled();
+    world.ask(Intent::Import(Box::new(import(7, Algorithm::Es256, HOUR)))).unwrap();
+    world.want(with(|policy| policy.algorithm = Algorithm::Es384)).settle();
+    assert_eq!(world.state(4), KeyState::Retiring);
+    let outcome = world.ask(Intent::Revoke { serial: 1 }).unwrap();
+    assert_eq!((world.active(), outcome.unpropagated), (Some(4), true), "verifiers had no time to see it");
+    assert!(world.keyring.key(4).unwrap().unpropagated);
+}

@@ -8,15 +8,19 @@ use jwksd::keyring::record::{KeyState, Keyring};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
-use crate::world::{Wanted, World, idempotent, import, is_valid, policy, request};
+use crate::world::{Probe, Wanted, World, idempotent, import, is_valid, policy, request};
 
 #[derive(Clone, Debug)]
 enum Event {
     Pass(Span),
     /// Time passes and nobody plans.
     Sleep(Span),
+    /// By less than the guard minds.
     SetBack(Span),
+    SetBackAndAccept(Span),
+    Probe(Probe),
     Restart(Span),
     Frozen(bool),
     CreationWorks(bool),
@@ -62,30 +66,35 @@ fn spans() -> impl Strategy<Value = Span> {
 
 fn policies() -> impl Strategy<Value = Policy> {
     let times = (1i64..600, 0i64..120, 0i64..3600, 0i64..120, 0i64..7200, 1i64..100_000);
-    let rest = (1u32..4, 1i64..3600, any::<bool>(), any::<bool>(), 0i64..600);
-    (times, rest).prop_map(|((max_age, stale, sees_new, skew, slack, gap), (successors, ttl, es384, now, extra))| {
-        let mut made = policy();
-        let secs = Span::from_secs;
-        made.issuer.max_age = secs(max_age);
-        made.issuer.caches = vec![secs(max_age)];
-        made.issuer.stale_if_error = secs(stale);
-        made.rotation.clock_skew = secs(skew);
-        made.rotation.verifiers =
-            vec![Verifier { name: "v".to_owned(), sees_new: secs(sees_new), keeps_old: Some(secs(sees_new)) }];
-        let propagation = secs(max_age + stale + sees_new + skew + slack);
-        made.rotation.propagation = propagation;
-        made.rotation.overlap_extra = secs(extra);
-        made.rotation.successors = successors;
-        made.rotation.bootstrap = if now { Bootstrap::Immediate } else { Bootstrap::Wait };
-        made.tokens.max_ttl = secs(ttl);
-        made.tokens.default_ttl = secs(1);
-        made.algorithm = if es384 { Algorithm::Es384 } else { Algorithm::Es256 };
-        // Long enough that the keys fit into one JWKS.
-        let gap = secs(gap) + made.overlap();
-        made.rotation.schedule = Schedule::Every(propagation + gap);
-        assert!(is_valid(&made), "{made:?}");
-        made
-    })
+    let rest = (1u32..4, 1i64..3600, any::<bool>(), any::<bool>(), 0i64..600, prop::bool::weighted(0.4));
+    (times, rest).prop_map(
+        |((max_age, stale, sees_new, skew, slack, gap), (successors, ttl, es384, now, extra, probed))| {
+            let mut made = policy();
+            let secs = Span::from_secs;
+            if probed {
+                made.issuer.probes = vec!["https://auth.example.com/.well-known/jwks.json".to_owned()];
+            }
+            made.issuer.max_age = secs(max_age);
+            made.issuer.caches = vec![secs(max_age)];
+            made.issuer.stale_if_error = secs(stale);
+            made.rotation.clock_skew = secs(skew);
+            made.rotation.verifiers =
+                vec![Verifier { name: "v".to_owned(), sees_new: secs(sees_new), keeps_old: Some(secs(sees_new)) }];
+            let propagation = secs(max_age + stale + sees_new + skew + slack);
+            made.rotation.propagation = propagation;
+            made.rotation.overlap_extra = secs(extra);
+            made.rotation.successors = successors;
+            made.rotation.bootstrap = if now { Bootstrap::Immediate } else { Bootstrap::Wait };
+            made.tokens.max_ttl = secs(ttl);
+            made.tokens.default_ttl = secs(1);
+            made.algorithm = if es384 { Algorithm::Es384 } else { Algorithm::Es256 };
+            // Long enough that the keys fit into one JWKS.
+            let gap = secs(gap) + made.overlap();
+            made.rotation.schedule = Schedule::Every(propagation + gap);
+            assert!(is_valid(&made), "{made:?}");
+            made
+        },
+    )
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
@@ -110,7 +119,9 @@ fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => spans().prop_map(Event::Pass),
         3 => spans().prop_map(Event::Sleep),
-        1 => spans().prop_map(Event::SetBack),
+        2 => (0i64..500).prop_map(|ms| Event::SetBack(Span::from_millis(ms))),
+        1 => spans().prop_map(Event::SetBackAndAccept),
+        2 => prop_oneof![3 => Just(Probe::Shows), 1 => Just(Probe::Misses), 1 => Just(Probe::Fails)].prop_map(Event::Probe),
         2 => spans().prop_map(Event::Restart),
         1 => any::<bool>().prop_map(Event::Frozen),
         1 => any::<bool>().prop_map(Event::CreationWorks),
@@ -130,7 +141,9 @@ fn happen(world: &mut World, event: &Event, number: u64) {
         Event::Pass(span) => drop(world.pass(*span)),
         Event::Sleep(span) => drop(world.sleep(*span)),
         Event::SetBack(span) => drop(world.set_back(*span)),
+        Event::SetBackAndAccept(span) => drop(world.set_back_and_accept(*span)),
         Event::Restart(span) => drop(world.restart(*span)),
+        Event::Probe(probe) => world.probe = *probe,
         Event::Frozen(frozen) => world.frozen = *frozen,
         Event::CreationWorks(works) => world.creation_works = *works,
         Event::DestructionWorks(works) => world.destruction_works = *works,
@@ -265,8 +278,22 @@ fn scramble(keyring: &mut Keyring, mut times: impl FnMut() -> Timestamp) {
     }
 }
 
+/// The same histories in every run. `PROPTEST_RNG_SEED` and `PROPTEST_CASES` go looking for others; what they find
+/// becomes an example.
+fn config() -> ProptestConfig {
+    let asked = |variable: &str| std::env::var_os(variable).is_some();
+    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if !asked("PROPTEST_RNG_SEED") {
+        config.rng_seed = RngSeed::Fixed(2026);
+    }
+    if !asked("PROPTEST_CASES") {
+        config.cases = 512;
+    }
+    config
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(2026), ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_history_breaks_a_promise(

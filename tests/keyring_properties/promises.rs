@@ -10,6 +10,8 @@ use jwksd::keyring::policy::{Bootstrap, Policy};
 use jwksd::keyring::record::{Hold, Key, KeyState, Keyring, Serial};
 use jwksd::keyring::time::{Span, Timestamp};
 
+use crate::world::Probe;
+
 /// Why a keyring was written.
 #[derive(Clone, Debug)]
 pub enum Cause {
@@ -22,6 +24,8 @@ pub struct Promises {
     /// Off for histories that begin with made-up times.
     pub kept: bool,
     published: BTreeMap<Serial, Timestamp>,
+    /// Waiting keys that the probe shows: for how long by now, and when it was asked last.
+    shown: BTreeMap<Serial, (Span, Timestamp)>,
     /// The last instant at which a clock within σ may hold a token of the key for live.
     live_until: BTreeMap<Serial, Timestamp>,
     /// Imported public keys: until when their owner asked for them.
@@ -29,7 +33,8 @@ pub struct Promises {
     /// Policies that were replaced by quicker ones, with the end of their word.
     slower: Vec<Slower>,
     resumed: Option<Timestamp>,
-    longest_life: Span,
+    /// The longest life of a token of each key.
+    longest_life: BTreeMap<Serial, Span>,
 }
 
 struct Slower {
@@ -43,15 +48,16 @@ macro_rules! must {
 }
 
 impl Promises {
-    pub fn new(policy: &Policy) -> Promises {
+    pub fn new() -> Promises {
         Promises {
             kept: true,
             published: BTreeMap::new(),
+            shown: BTreeMap::new(),
             live_until: BTreeMap::new(),
             wanted_until: BTreeMap::new(),
             slower: Vec::new(),
             resumed: None,
-            longest_life: life(policy),
+            longest_life: BTreeMap::new(),
         }
     }
 
@@ -60,14 +66,43 @@ impl Promises {
         self.published.entry(serial).or_insert(now);
     }
 
+    /// The probe was asked. Time counts between two samples that both showed the key.
+    pub fn sampled(&mut self, serial: Serial, probe: Probe, now: Timestamp) {
+        match probe {
+            Probe::Misses => drop(self.shown.remove(&serial)),
+            Probe::Fails => {
+                if let Some((_, last)) = self.shown.get_mut(&serial) {
+                    *last = Timestamp::MAX;
+                }
+            }
+            Probe::Shows if self.published.contains_key(&serial) => {
+                let (shown, last) = self.shown.entry(serial).or_insert((Span::ZERO, now));
+                *shown = *shown + now.since(*last);
+                *last = now;
+            }
+            Probe::Shows => {}
+        }
+    }
+
+    /// Nobody asks the probe for a while.
+    pub fn unsampled(&mut self) {
+        self.shown.values_mut().for_each(|(_, last)| *last = Timestamp::MAX);
+    }
+
+    /// Other probes are asked from now on.
+    pub fn other_probes(&mut self) {
+        self.shown.clear();
+    }
+
     pub fn silence_ended(&mut self, now: Timestamp) {
         self.resumed = Some(now);
     }
 
     /// It is `now`, and until now the active key signed the longest tokens it may.
     pub fn time_is(&mut self, now: Timestamp, keyring: &Keyring) {
-        self.longest_life = self.longest_life.max(life(&keyring.policy));
         if let Some(active) = keyring.active() {
+            let longest = self.longest_life.entry(active.serial).or_default();
+            *longest = (*longest).max(life(&keyring.policy));
             let until = now + life(&keyring.policy);
             let last = self.live_until.entry(active.serial).or_insert(until);
             *last = (*last).max(until);
@@ -76,10 +111,9 @@ impl Promises {
     }
 
     /// Tokens issued later than `now` are not valid yet for anyone whose clock is right; the others expire as they would.
-    pub fn clock_set_back(&mut self, now: Timestamp, keyring: &Keyring) {
-        let latest = now + self.longest_life;
-        for until in self.live_until.values_mut() {
-            *until = (*until).min(latest);
+    pub fn clock_accepted(&mut self, now: Timestamp, keyring: &Keyring) {
+        for (serial, until) in &mut self.live_until {
+            *until = (*until).min(now + self.longest_life.get(serial).copied().unwrap_or_default());
         }
         self.time_is(now, keyring);
     }
@@ -215,6 +249,12 @@ impl Promises {
 
     fn is_propagated(&self, keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
         let Some(&published) = self.published.get(&key.serial) else { return false };
+        if !keyring.policy.issuer.probes.is_empty() {
+            let shown = self.shown.get(&key.serial).map_or(Span::ZERO, |(shown, _)| *shown);
+            if shown + Span::SECOND < keyring.policy.rotation.propagation {
+                return false; // A record of what is seen is renewed when it is off by a second.
+            }
+        }
         let words = self.slower.iter().map(|slower| (published + slower.propagation).min(slower.until));
         words.chain([published + keyring.policy.rotation.propagation]).all(|word| word <= now)
     }
@@ -254,10 +294,18 @@ fn judge_record(before: &Keyring, next: &Keyring, cause: &Cause, facts: &Facts<'
     must!(next.lineage == before.lineage && next.keyset == before.keyset, "it is another keyring");
     must!(next.written_at == facts.now, "written at {}, but it is {}", next.written_at, facts.now);
     let silent = matches!(cause, Cause::Planned(Change::Observe { .. }));
-    must!(silent || next.journal.next_seq > before.journal.next_seq, "nothing stands in the audit log");
+    let what_it_is =
+        |keyring: &Keyring| (keyring.keys.clone(), keyring.hold.clone(), keyring.policy.clone(), keyring.drained);
+    // A request that found everything as asked leaves only its Idempotency-Key.
+    let remembered = matches!(cause, Cause::Operator(_)) && what_it_is(next) == what_it_is(before);
+    let noted = next.journal.next_seq > before.journal.next_seq;
+    must!(silent || remembered || noted, "nothing stands in the audit log");
     for key in &before.keys {
         let Some(after) = next.key(key.serial) else {
-            must!(key.state == KeyState::Retired && key.private.is_none(), "key {} vanished", key.serial);
+            let ended = matches!(key.state, KeyState::Retired | KeyState::Revoked) && key.private.is_none();
+            must!(ended, "key {} vanished", key.serial);
+            let revoked = key.state == KeyState::Revoked;
+            must!(!revoked || next.has_revoked(&key.kid, &key.public), "revoked key {} could come back", key.serial);
             continue;
         };
         let same = (&after.kid, after.algorithm, &after.public) == (&key.kid, key.algorithm, &key.public);

@@ -8,7 +8,7 @@ use jwksd::keyring::change::{Change, NewKey};
 use jwksd::keyring::decide::{Decision, Idempotency, ImportedKey, Intent, Outcome, Refusal, Request, decide};
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use jwksd::keyring::name::Name;
-use jwksd::keyring::plan::{Desired, Facts, Plan, SlowStep, Step, plan};
+use jwksd::keyring::plan::{Desired, Facts, Plan, Seen, SlowStep, Step, plan};
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::record::{Key, KeyState, Keyring, PrivateHandle, Serial};
 use jwksd::keyring::schedule::Schedule;
@@ -30,9 +30,22 @@ pub enum Wanted {
     Absent,
 }
 
+/// What a probe gets to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// What is published.
+    Shows,
+    /// A document without waiting keys.
+    Misses,
+    /// Nothing.
+    Fails,
+}
+
 /// A keyset with everything around it.
 pub struct World {
     pub now: Timestamp,
+    /// The latest time given out since somebody vouched for the clock.
+    latest: Timestamp,
     pub keyring: Keyring,
     pub wanted: Wanted,
     pub frozen: bool,
@@ -45,8 +58,14 @@ pub struct World {
     pub creation_works: bool,
     pub destruction_works: bool,
     pub published: BTreeMap<Serial, Timestamp>,
-    pub stopped: BTreeMap<Serial, Timestamp>,
+    /// When each key stopped, and the latest time given out until then.
+    stopped: BTreeMap<Serial, (Timestamp, Timestamp)>,
     backoff: BTreeMap<SlowStep, Timestamp>,
+    /// What happens when the issuer's probe is sampled, as it is at every look.
+    pub probe: Probe,
+    seen: BTreeMap<Serial, Seen>,
+    /// The last time the probe got an answer.
+    sampled: Timestamp,
     pub wake: Option<Timestamp>,
     pub promises: Promises,
     /// Every write, newest last: what it was.
@@ -68,7 +87,8 @@ impl World {
         let keyring = Keyring::new(Name::parse("default").unwrap(), "lineage".to_owned(), policy.clone(), first, START);
         World {
             now: START,
-            promises: Promises::new(&policy),
+            latest: START,
+            promises: Promises::new(),
             keyring,
             wanted: Wanted::Policy(Box::new(policy)),
             frozen: false,
@@ -81,6 +101,9 @@ impl World {
             published: BTreeMap::new(),
             stopped: BTreeMap::new(),
             backoff: BTreeMap::new(),
+            probe: Probe::Shows,
+            seen: BTreeMap::new(),
+            sampled: START,
             wake: None,
             history: Vec::new(),
         }
@@ -134,17 +157,43 @@ impl World {
         self
     }
 
-    /// The clock is set back, and somebody vouches for it.
+    /// The clock is set back by less than the guard minds.
     pub fn set_back(&mut self, span: Span) -> &mut Self {
+        self.look();
         self.now = self.now - span;
-        self.promises.clock_set_back(self.now, &self.keyring);
+        self.promises.time_is(self.now, &self.keyring);
         self
+    }
+
+    /// The clock is set back, and somebody vouches for it: what waits for time waits once more, as the engine has it.
+    pub fn set_back_and_accept(&mut self, span: Span) -> &mut Self {
+        self.now = self.now - span;
+        self.latest = self.now;
+        let published = self.keyring.published().map(|key| self.keyring.overlap_of(key));
+        let longest = published.chain([self.keyring.policy.overlap()]).max().unwrap();
+        self.removals_not_before = self.now + longest;
+        self.resumed_at = Some(self.now);
+        self.promises.silence_ended(self.now);
+        self.promises.clock_accepted(self.now, &self.keyring);
+        self
+    }
+
+    /// The clock is read, as for every signature.
+    fn look(&mut self) {
+        self.latest = self.latest.max(self.now);
     }
 
     /// A restart after `downtime` in which nothing was published.
     pub fn restart(&mut self, downtime: Span) -> &mut Self {
+        self.promises.unsampled();
         self.now = self.now + downtime;
         self.promises.time_is(self.now, &self.keyring);
+        let recorded = self.keyring.keys.iter().filter_map(|key| Some((key.serial, key.seen_at?)));
+        self.seen = recorded
+            .map(|(serial, since)| {
+                (serial, Seen { since: since + self.now.since(self.sampled), until: Some(self.now) })
+            })
+            .collect();
         self.published.clear();
         self.stopped.clear();
         self.backoff.clear();
@@ -156,6 +205,10 @@ impl World {
     }
 
     pub fn want(&mut self, policy: Policy) -> &mut Self {
+        if policy.issuer.probes != self.keyring.policy.issuer.probes {
+            self.seen.clear();
+            self.promises.other_probes();
+        }
         self.wanted = Wanted::Policy(Box::new(policy));
         self
     }
@@ -195,8 +248,13 @@ impl World {
                 Wanted::Absent => Desired::Absent,
             },
             published: self.published.clone(),
-            stopped: self.stopped.clone(),
+            stopped: self
+                .stopped
+                .iter()
+                .map(|(serial, (at, latest))| (*serial, (*at).max(*latest.min(&self.latest))))
+                .collect(),
             resumed_at: self.resumed_at,
+            seen: self.seen.clone(),
             issuer_served: false,
             room: 10u32.saturating_sub(keys + self.neighbours),
             backoff: self.backoff.clone(),
@@ -215,8 +273,39 @@ impl World {
         }
         let retiring = |key: &Key| key.state == KeyState::Retiring && key.stopped_at.is_none();
         self.stopped.retain(|serial, _| self.keyring.key(*serial).is_some_and(retiring));
+        self.sample();
+        self.look();
         for key in self.keyring.keys.iter().filter(|key| retiring(key)) {
-            self.stopped.entry(key.serial).or_insert(now);
+            self.stopped.entry(key.serial).or_insert((now, self.latest));
+        }
+    }
+
+    /// The probe looks at every waiting key.
+    fn sample(&mut self) {
+        let now = self.now;
+        if self.probe != Probe::Fails {
+            self.sampled = now;
+        }
+        let waiting = |key: &&Key| matches!(key.state, KeyState::Pending | KeyState::Standby);
+        let waiting: Vec<Serial> = self.keyring.keys.iter().filter(waiting).map(|key| key.serial).collect();
+        self.seen.retain(|serial, _| waiting.contains(serial));
+        for serial in waiting {
+            self.promises.sampled(serial, self.probe, now);
+            match self.probe {
+                Probe::Misses => drop(self.seen.remove(&serial)),
+                Probe::Fails => {
+                    if let Some(seen) = self.seen.get_mut(&serial) {
+                        seen.until.get_or_insert(now);
+                    }
+                }
+                Probe::Shows if self.published.contains_key(&serial) => {
+                    let seen = self.seen.entry(serial).or_insert(Seen { since: now, until: None });
+                    if let Some(until) = seen.until.take() {
+                        seen.since = seen.since + now.since(until);
+                    }
+                }
+                Probe::Shows => {}
+            }
         }
     }
 
@@ -349,6 +438,7 @@ pub fn policy() -> Policy {
             caches: vec![Span::MINUTE],
             jwks_paths: Vec::new(),
             discovery: Discovery::Minimal,
+            probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
         backend: "local".to_owned(),

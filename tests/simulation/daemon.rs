@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::engine::whole::WholeRequest;
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, Rest, Settings};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
@@ -15,7 +16,7 @@ use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
-use jwksd::store::ledger::{Alive, Ledger, SealEvidence};
+use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::telemetry::metrics::Metrics;
 
 use crate::store::FaultyStore;
@@ -50,6 +51,7 @@ pub fn policy_of(kind: u64) -> Policy {
             caches: vec![secs(max_age)],
             jwks_paths: Vec::new(),
             discovery: Discovery::Off,
+            probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
         backend: "local".to_owned(),
@@ -82,6 +84,8 @@ pub struct Daemon {
     seal: Arc<dyn KeyEncryptionKey>,
     pub declared: Vec<Declared>,
     process: Option<Process>,
+    /// Why the last start was refused, with a store that works.
+    pub refusal: Option<String>,
 }
 
 struct Process {
@@ -96,7 +100,7 @@ impl Daemon {
     pub fn new(clock: Arc<ManualClock>, policy: Policy) -> Daemon {
         let declared = vec![declare(policy)];
         let seal = Arc::new(FileKey::ephemeral());
-        Daemon { store: FaultyStore::new(), clock, seal, declared, process: None }
+        Daemon { store: FaultyStore::new(), clock, seal, declared, process: None, refusal: None }
     }
 
     pub fn runs(&self) -> bool {
@@ -124,7 +128,9 @@ impl Daemon {
                 self.runs()
             }
             Err(error) => {
-                assert!(self.store_is_out(), "the daemon does not start: {error}");
+                if !self.store_is_out() {
+                    self.refusal = Some(error);
+                }
                 false
             }
         }
@@ -140,10 +146,7 @@ impl Daemon {
         let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
         let engine = Engine::new(clock, ledger, backends, None, Arc::new(Metrics::new()), settings);
         engine.configure(&self.declared).await.map_err(|errors| format!("{errors:?}"))?;
-        match engine.ledger().read_alive().await {
-            Ok(alive) => engine.resume_from(alive.as_ref()),
-            Err(_) => engine.resume_from(Some(&Alive::long_ago())),
-        }
+        engine.resume().await;
         engine.reconcile_all().await;
         engine.confirm_created().await.map_err(|error| error.to_string())?;
         engine.opened().await;
@@ -236,7 +239,9 @@ impl Daemon {
     pub async fn accept_clock(&mut self) {
         let engine = self.engine().unwrap().clone();
         engine.clock.read();
-        engine.accept_clock("sim", None).await.unwrap();
+        let (actor, reason, idempotency) = ("sim".to_owned(), None, None);
+        let request = WholeRequest { actor, reason, dry_run: false, if_generation: None, idempotency };
+        engine.accept_clock(&request).await.unwrap();
     }
 
     /// The token and the lives it says of itself are the application's business.

@@ -1,14 +1,40 @@
 //! Verifiers as users run them: a shared HTTP cache, caches of their own, clocks of their own. They know the JWKS as
 //! bytes and check signatures with `jsonwebtoken`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jsonwebtoken::{DecodingKey, Validation, decode};
 use jwksd::keyring::time::{Span, Timestamp};
 use serde_json::Value;
 
-/// Keys of a fetched document by kid, each with its algorithm.
-type Keys = HashMap<String, (String, DecodingKey)>;
+/// Keys of a fetched document by kid.
+type Keys = HashMap<String, Jwk>;
+
+struct Jwk {
+    alg: String,
+    /// Tells keys apart.
+    coordinates: String,
+    key: DecodingKey,
+}
+
+/// Signatures that were checked: the same token under the same key is good for every verifier.
+#[derive(Default)]
+pub struct Checked(HashSet<(String, String)>);
+
+impl Checked {
+    fn verify(&mut self, token: &str, jwk: &Jwk) -> bool {
+        let pair = (token.to_owned(), jwk.coordinates.clone());
+        if self.0.contains(&pair) {
+            return true;
+        }
+        let mut validation = Validation::new(jwk.alg.parse().unwrap());
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        decode::<Value>(token, &jwk.key, &validation).is_ok() && self.0.insert(pair)
+    }
+}
 
 /// What the public listener answers at this moment; `None` when it does not, or with 503.
 #[derive(Clone)]
@@ -71,6 +97,7 @@ impl Verifier {
         token: &str,
         (nbf, exp): (i64, i64),
         now: Timestamp,
+        checked: &mut Checked,
         mut fetch: impl FnMut() -> Option<Served>,
     ) -> Verdict {
         let clock = now.as_millis() + self.ahead;
@@ -92,16 +119,8 @@ impl Verifier {
             self.held = Some((now, parse(&served.body)));
         }
         let Some((_, keys)) = &self.held else { return Verdict::NoDocument };
-        let Some((alg, key)) = keys.get(&kid) else { return Verdict::UnknownKey };
-        let mut validation = Validation::new(alg.parse().unwrap());
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        match decode::<Value>(token, key, &validation) {
-            Ok(_) => Verdict::Accepted,
-            Err(_) => Verdict::BadSignature,
-        }
+        let Some(jwk) = keys.get(&kid) else { return Verdict::UnknownKey };
+        if checked.verify(token, jwk) { Verdict::Accepted } else { Verdict::BadSignature }
     }
 }
 
@@ -110,14 +129,14 @@ pub fn kids(body: &[u8]) -> Vec<String> {
     parse(body).into_keys().collect()
 }
 
-fn parse(body: &[u8]) -> HashMap<String, (String, DecodingKey)> {
+fn parse(body: &[u8]) -> Keys {
     let document: Value = serde_json::from_slice(body).unwrap();
     let entry = |jwk: &Value| {
         let text = |member: &str| jwk[member].as_str().unwrap().to_owned();
         let key = DecodingKey::from_ec_components(&text("x"), &text("y")).unwrap();
-        (text("kid"), (text("alg"), key))
+        (text("kid"), Jwk { alg: text("alg"), coordinates: text("x") + &text("y"), key })
     };
-    let keys: HashMap<_, _> = document["keys"].as_array().unwrap().iter().map(entry).collect();
+    let keys: Keys = document["keys"].as_array().unwrap().iter().map(entry).collect();
     assert_eq!(keys.len(), document["keys"].as_array().unwrap().len(), "two keys of one kid");
     keys
 }

@@ -38,6 +38,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A daemon to be started: listeners, store, seal and one operator are set up; issuers and keysets are the test's.
 pub struct DaemonBuilder {
     tables: String,
+    /// What stands in `[seal]` and below.
+    seal: String,
     signer: Signer,
     environment: Vec<(String, String)>,
 }
@@ -88,7 +90,8 @@ pub struct Metrics(pub String);
 
 impl Daemon {
     pub fn builder() -> DaemonBuilder {
-        DaemonBuilder { tables: String::new(), signer: Signer::Loopback, environment: Vec::new() }
+        let seal = "kind = \"file\"\npath = \"seal.key\"".to_owned();
+        DaemonBuilder { tables: String::new(), seal, signer: Signer::Loopback, environment: Vec::new() }
     }
 
     /// The address of a TCP listener with a path on it.
@@ -250,6 +253,21 @@ impl Daemon {
         self.builder.tables = toml.to_owned();
     }
 
+    /// Replaces what stands in `[seal]` at the next start.
+    pub fn set_seal(&mut self, toml: &str) {
+        self.builder.seal = toml.to_owned();
+    }
+
+    /// Runs the binary with another command beside the daemon, in its folder, with its configuration and environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
+        command.args(["--config", "jwksd.toml"]).args(arguments).current_dir(self.folder.path());
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        command.envs(self.builder.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
     /// Sets, or with `None` removes, a variable in the environment of the next start.
     pub fn set_env(&mut self, name: &str, value: Option<&str>) {
         self.builder.environment.retain(|(known, _)| known != name);
@@ -296,6 +314,12 @@ impl DaemonBuilder {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Replaces what stands in `[seal]`.
+    pub fn seal(mut self, toml: &str) -> Self {
+        self.seal = toml.to_owned();
         self
     }
 
@@ -351,9 +375,9 @@ impl DaemonBuilder {
         toml.push_str(
             "[log]\nformat = \"json\"\n\n\
              [admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n\
-             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n\
-             [seal]\nkind = \"file\"\npath = \"seal.key\"\n\n",
+             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n",
         );
+        let _ = writeln!(toml, "[seal]\n{}\n", self.seal);
         toml + &self.tables
     }
 }

@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::keyring::algorithm::{Algorithm, RsaBits};
 use crate::keyring::jwk::{Kid, PublicJwk};
 use crate::keyring::time::Span;
-use crate::seal::data_keys::DataKeys;
+use crate::seal::data_keys::{DataKeys, LateDataKeys};
 
 pub use clean_up::{CleanUp, Owned};
 
@@ -52,6 +52,16 @@ impl CreationProof for DataKeys {
 
     fn holds(&self, with: &str, parts: &[&[u8]], code: &[u8]) -> bool {
         self.verify_mac(with, parts, code).is_ok()
+    }
+}
+
+impl CreationProof for LateDataKeys {
+    fn prove(&self, parts: &[&[u8]]) -> Option<(String, Vec<u8>)> {
+        self.arrived()?.prove(parts)
+    }
+
+    fn holds(&self, with: &str, parts: &[&[u8]], code: &[u8]) -> bool {
+        self.arrived().is_some_and(|keys| keys.holds(with, parts, code))
     }
 }
 

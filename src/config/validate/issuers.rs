@@ -10,11 +10,14 @@ use crate::keyring::policy::{Discovery, IssuerPolicy};
 use crate::keyring::time::Span;
 
 use super::{at_most, choose};
+use crate::config::is_link_local;
 
 const DEFAULT_MAX_AGE: Span = Span::from_secs(300);
 /// `Cache-Control` ages above a year mean nothing more (RFC 9111 §1.2.2 counts in 31 bits of seconds).
 const LONGEST_CACHE: Span = Span::from_secs(365 * 86_400);
 const LONGEST_URL: usize = 512;
+/// Each is asked about twice per `max_age`.
+const PROBES_MAX: usize = 8;
 
 /// Every issuer of the file; one whose URL was refused has none.
 pub(super) fn validate(raw: Option<raw::Named<raw::Issuer>>, report: &mut Report) -> Vec<IssuerPolicy> {
@@ -57,6 +60,7 @@ fn issuer(name: Name, raw: raw::Issuer, report: &mut Report) -> IssuerPolicy {
             report.refuse(format_args!("{}[{index}]", path("jwks_paths")), message);
         }
     }
+    let probes = probes(&path("probes"), raw.probes, report);
     let modes = [("minimal", Discovery::Minimal), ("off", Discovery::Off)];
     let discovery = choose(&path("discovery"), raw.discovery, &modes, report).unwrap_or_default();
     IssuerPolicy {
@@ -67,6 +71,7 @@ fn issuer(name: Name, raw: raw::Issuer, report: &mut Report) -> IssuerPolicy {
         caches,
         jwks_paths: raw.jwks_paths.unwrap_or_default(),
         discovery,
+        probes,
     }
 }
 
@@ -78,8 +83,31 @@ fn caches(path: &str, given: Option<Vec<Span>>, max_age: Span, report: &mut Repo
     caches
 }
 
+/// Where verifiers fetch the key set: public locations, asked without credentials.
+fn probes(path: &str, given: Option<Vec<String>>, report: &mut Report) -> Vec<String> {
+    let probes = given.unwrap_or_default();
+    if probes.len() > PROBES_MAX {
+        report.refuse(path, format_args!("has {} locations: at most {PROBES_MAX} are asked", probes.len()));
+    }
+    for (index, probe) in probes.iter().enumerate() {
+        let refused = match parse_url(probe) {
+            Ok(url) if !url.encrypted => Some("must begin with https://: whoever is on the path could show any key"),
+            Ok(url) if url.link_local => Some("is a link-local address, where clouds keep credentials"),
+            Ok(_) if probes[..index].contains(probe) => Some("stands there twice"),
+            Ok(_) => None,
+            Err(message) => Some(message),
+        };
+        if let Some(message) = refused {
+            report.refuse(format_args!("{path}[{index}]"), message);
+        }
+    }
+    probes
+}
+
 struct Url {
     encrypted: bool,
+    /// The host is an address of this network segment only.
+    link_local: bool,
     loopback: bool,
 }
 
@@ -99,17 +127,17 @@ fn parse_url(url: &str) -> Result<Url, &'static str> {
     if authority.contains('@') {
         return Err("must not contain user or password");
     }
-    let loopback = parse_authority(authority)?;
+    let (loopback, link_local) = parse_authority(authority)?;
     // A slash at the end belongs to the `iss` of some issuers and is not part of the path that is served.
     match path.strip_suffix('/').unwrap_or(path) {
         "" => {}
         path => check_path(path)?,
     }
-    Ok(Url { encrypted, loopback })
+    Ok(Url { encrypted, link_local, loopback })
 }
 
-/// Whether the host is this machine.
-fn parse_authority(authority: &str) -> Result<bool, &'static str> {
+/// Whether the host is this machine, and whether it is a link-local address.
+fn parse_authority(authority: &str) -> Result<(bool, bool), &'static str> {
     const NO_HOST: &str = "has no valid host name or address";
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -130,10 +158,10 @@ fn parse_authority(authority: &str) -> Result<bool, &'static str> {
         return Err("has no valid port after the host");
     }
     if let Ok(address) = host.parse::<Ipv6Addr>() {
-        return Ok(address.to_canonical().is_loopback());
+        return Ok((address.to_canonical().is_loopback(), is_link_local(address.to_canonical())));
     }
     if let Ok(address) = host.parse::<Ipv4Addr>() {
-        return Ok(address.is_loopback());
+        return Ok((address.is_loopback(), is_link_local(address.into())));
     }
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.chars().all(legal);
@@ -142,7 +170,7 @@ fn parse_authority(authority: &str) -> Result<bool, &'static str> {
         return Err(NO_HOST);
     }
     let host = host.to_ascii_lowercase();
-    Ok(host == "localhost" || host.ends_with(".localhost"))
+    Ok((host == "localhost" || host.ends_with(".localhost"), false))
 }
 
 /// A path that everyone on the way reads alike: absolute, without empty or dot segments and percent-encoding.

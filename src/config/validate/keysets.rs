@@ -25,6 +25,9 @@ const DEFAULT_CLOCK_SKEW: Span = Span::from_secs(60);
 const DEFAULT_REQUIRED: [&str; 2] = ["aud", "sub"];
 const DEFAULT_FORBIDDEN: [&str; 4] = ["password", "password_hash", "ssn", "secret"];
 const DEFAULT_TYPES: [&str; 2] = ["JWT", "at+jwt"];
+/// What every setting of a keyset may take together, as JSON: its keyring keeps them.
+const POLICY_BYTES: usize = 64 * 1024;
+
 /// Further back, tokens would be older than many verifiers accept.
 const LONGEST_BACKDATE: Span = Span::HOUR;
 
@@ -136,6 +139,13 @@ impl<'a> Resolver<'a> {
         // An algorithm that was refused stands for none here: its keyset's timing is examined all the same.
         let algorithm = algorithm.unwrap_or(Algorithm::Es256);
         let policy = Policy { issuer: issuer?.clone(), algorithm, backend, rotation, tokens };
+        let bytes = serde_json::to_vec(&policy).map_or(0, |text| text.len());
+        if bytes > POLICY_BYTES {
+            self.report.refuse_once(
+                &path,
+                format_args!("its settings take {bytes} bytes, and its keyring keeps at most {POLICY_BYTES}: name fewer verifiers, audiences, claims or types"),
+            );
+        }
         Some(Keyset { name, policy })
     }
 

@@ -7,8 +7,8 @@ use crate::store::record::RecordError;
 
 /// Why the ledger refused or failed.
 ///
-/// Only [`Store`](Self::Store) with `Unavailable` and [`Seal`](Self::Seal) with `Unavailable` may pass by themselves;
-/// [`may_pass`](Self::may_pass) tells. Everything else needs a person, and nothing was overwritten.
+/// Only [`Store`](Self::Store) and [`Seal`](Self::Seal) with `Unavailable`, and [`Sealed`](Self::Sealed), may pass by
+/// themselves; [`may_pass`](Self::may_pass) tells. Everything else needs a person, and nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error(transparent)]
@@ -17,6 +17,9 @@ pub enum LedgerError {
     Record(#[from] RecordError),
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The seal could not be reached since the start.
+    #[error("the seal has not been opened yet: records are served unauthenticated and nothing is written")]
+    Sealed,
     #[error(
         "{location} does not exist: nothing was initialised here. Run `jwksd init` (or set initialise = \"if-empty\") \
          for a new issuer; for an existing one check [store] path and restore the store, see docs/restore.md"
@@ -84,8 +87,8 @@ impl LedgerError {
     /// Whether what is stored cannot be trusted: somebody else wrote, changed, removed or put back a record.
     pub fn is_distrust(&self) -> bool {
         match self {
+            LedgerError::Record(error) => !error.problem.is_of_writing(),
             LedgerError::Store(StoreError::Conflict { .. })
-            | LedgerError::Record(_)
             | LedgerError::Missing { .. }
             | LedgerError::Unlisted { .. }
             | LedgerError::InstallationLost { .. }
@@ -95,6 +98,7 @@ impl LedgerError {
             | LedgerError::Inconsistent { .. } => true,
             LedgerError::Store(_)
             | LedgerError::Seal(_)
+            | LedgerError::Sealed
             | LedgerError::NotInitialised { .. }
             | LedgerError::StoreLost { .. }
             | LedgerError::SealLost { .. }
@@ -109,7 +113,9 @@ impl LedgerError {
     pub fn may_pass(&self) -> bool {
         matches!(
             self,
-            LedgerError::Store(StoreError::Unavailable { .. }) | LedgerError::Seal(SealError::Unavailable { .. })
+            LedgerError::Store(StoreError::Unavailable { .. })
+                | LedgerError::Seal(SealError::Unavailable { .. })
+                | LedgerError::Sealed
         )
     }
 }

@@ -78,13 +78,38 @@ impl WrappedDataKey {
         kek: &dyn KeyEncryptionKey,
         now: Timestamp,
     ) -> Result<Self, SealError> {
+        let key = kek.id().await?;
         let wrapped = kek.wrap(&context(installation, id), secret.expose()).await?;
         let wrapped = URL_SAFE_NO_PAD.encode(wrapped);
-        Ok(WrappedDataKey { id: id.to_owned(), kek: kek.id(), wrapped, wrapped_at: now })
+        Ok(WrappedDataKey { id: id.to_owned(), kek: key, wrapped, wrapped_at: now })
+    }
+
+    /// The one of `keks` that wrapped it. A key that cannot say which one it is may be the one, unless another is.
+    async fn find_kek<'a>(
+        &self,
+        location: &str,
+        keks: &'a [Arc<dyn KeyEncryptionKey>],
+    ) -> Result<&'a Arc<dyn KeyEncryptionKey>, LedgerError> {
+        let (mut offered, mut unknown) = (Vec::new(), None);
+        for kek in keks {
+            match kek.id().await {
+                Ok(id) if id == self.kek => return Ok(kek),
+                Ok(id) => offered.push(id),
+                Err(error) => unknown = unknown.or(Some(error)),
+            }
+        }
+        Err(unknown.map_or_else(
+            || LedgerError::OtherSeal {
+                location: location.to_owned(),
+                needed: self.kek.chars().take(200).collect(),
+                offered: offered.join(", "),
+            },
+            LedgerError::Seal,
+        ))
     }
 
     async fn unwrap(&self, installation: &str, kek: &dyn KeyEncryptionKey) -> Result<DataKeySecret, SealError> {
-        let mismatch = || SealError::Mismatch { key: kek.id(), what: format!("the data key `{}`", self.id) };
+        let mismatch = || SealError::Mismatch { key: self.kek.clone(), what: format!("the data key `{}`", self.id) };
         let wrapped = URL_SAFE_NO_PAD.decode(&self.wrapped).map_err(|_| mismatch())?;
         let secret = kek.unwrap(&context(installation, &self.id), &wrapped).await?;
         DataKeySecret::from_unwrapped(&secret).ok_or_else(mismatch)
@@ -107,11 +132,7 @@ pub(super) async fn unwrap_data_keys(
     }
     let mut secrets = Vec::new();
     for wrapped in &installation.data_keys {
-        let kek = keks.iter().find(|kek| kek.id() == wrapped.kek).ok_or_else(|| LedgerError::OtherSeal {
-            location: location.to_owned(),
-            needed: wrapped.kek.chars().take(200).collect(),
-            offered: keks.iter().map(|kek| kek.id()).collect::<Vec<_>>().join(", "),
-        })?;
+        let kek = wrapped.find_kek(location, keks).await?;
         secrets.push((wrapped.id.clone(), wrapped.unwrap(&installation.id, kek.as_ref()).await?));
     }
     DataKeys::new(&installation.id, &installation.current_data_key, secrets)

@@ -9,6 +9,7 @@ mod initialise;
 mod installation;
 mod reseal;
 mod seen;
+mod unauthenticated;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
+pub use self::unauthenticated::Unauthenticated;
 
 use self::installation::unwrap_data_keys;
 use self::seen::{Position, SeenMark, overwrite};
@@ -65,6 +67,15 @@ pub enum Settled {
     NotWritten,
 }
 
+/// What became of a change to the installation's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amended {
+    /// It is stored; the record has this generation now.
+    At { generation: u64 },
+    /// Nothing was written: the record had left the expected generation.
+    MovedOn { current: u64 },
+}
+
 /// A keyset as the installation knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
@@ -85,12 +96,24 @@ pub struct Alive {
     /// How much longer removals wait after a long absence, in uptime.
     #[serde(default)]
     pub removals_delay: Span,
+    /// The latest time given to any token until then.
+    #[serde(default)]
+    pub latest: Timestamp,
+    /// By issuer URL: until when it is known what all its probes show.
+    #[serde(default)]
+    pub sampled: BTreeMap<String, Timestamp>,
 }
 
 impl Alive {
     /// For when it is not known: everything that waits after an absence waits.
     pub fn long_ago() -> Self {
-        Alive { at: Timestamp::EPOCH, resumed: BTreeMap::new(), removals_delay: Span::ZERO }
+        Alive {
+            at: Timestamp::EPOCH,
+            resumed: BTreeMap::new(),
+            removals_delay: Span::ZERO,
+            latest: Timestamp::EPOCH,
+            sampled: BTreeMap::new(),
+        }
     }
 }
 
@@ -191,9 +214,19 @@ impl Ledger {
         .await
     }
 
-    /// Changes the journal of the installation. `amend` may be repeated when the write has to be.
-    pub async fn amend_journal(&self, amend: impl Fn(&mut Journal)) -> Result<(), LedgerError> {
-        self.change(|installation| amend(&mut installation.journal)).await
+    /// Generation of the installation's record as it was last read or written; it grows by one per change.
+    pub fn generation(&self) -> u64 {
+        self.installation.load().position.generation
+    }
+
+    /// Changes the journal of the installation, if its record still is at the generation `expected` (`None`: whichever it
+    /// is). `amend` gets the generation that the write makes.
+    pub async fn amend_journal(
+        &self,
+        expected: Option<u64>,
+        amend: impl Fn(&mut Journal, u64),
+    ) -> Result<Amended, LedgerError> {
+        self.change_at(expected, |installation, generation| amend(&mut installation.journal, generation)).await
     }
 
     /// The keyring of a registered keyset; `None` only if it was never written. It is authentic, of this keyset and
@@ -266,7 +299,7 @@ impl Ledger {
         let entry = entry.ok_or_else(unlisted)?;
         let record = open_record(&location, &bytes, Kind::Keyring, keyset.as_str(), &self.keys)?;
         let keyring: Keyring = record.body(&location)?;
-        refuse_inconsistent(&location, keyset, &record, &keyring)?;
+        refuse_inconsistent(&location, keyset, &Position::of(&record), &keyring)?;
         if record.lineage != entry.lineage {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
@@ -303,16 +336,30 @@ impl Ledger {
 
     /// Applies `change` to the installation and stores the result, unless nothing changed.
     async fn change(&self, change: impl Fn(&mut Installation)) -> Result<(), LedgerError> {
+        self.change_at(None, |installation, _| change(installation)).await.map(|_| ())
+    }
+
+    /// As [`change`](Self::change), unless the record has left the generation `expected`.
+    async fn change_at(
+        &self,
+        expected: Option<u64>,
+        change: impl Fn(&mut Installation, u64),
+    ) -> Result<Amended, LedgerError> {
         let mut certainty = self.changing.lock().await;
         if *certainty == Certainty::Unknown {
             self.installation.store(Arc::new(self.read_installation().await?));
             *certainty = Certainty::Certain;
         }
         let stored = self.installation.load_full();
+        let current = stored.position.generation;
+        if expected.is_some_and(|expected| expected != current) {
+            return Ok(Amended::MovedOn { current });
+        }
         let mut next = (*stored.body).clone();
-        change(&mut next);
+        let generation = current.saturating_add(1);
+        change(&mut next, generation);
         if next == *stored.body {
-            return Ok(());
+            return Ok(Amended::At { generation: current });
         }
         let (bytes, position) = prepare_installation(self.store.as_ref(), &stored.position, &next, &self.keys)?;
         let replaced = self.store.replace(&Document::Installation, Some(stored.position.digest), &bytes).await;
@@ -323,11 +370,11 @@ impl Ledger {
             *certainty = Certainty::Certain;
             let written = found.position.digest == position.digest;
             self.installation.store(Arc::new(found));
-            return if written { Ok(()) } else { Err(error.into()) };
+            return if written { Ok(Amended::At { generation }) } else { Err(error.into()) };
         }
         let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position).await;
         self.installation.store(Arc::new(StoredInstallation { body: Arc::new(next), position, mark }));
-        Ok(())
+        Ok(Amended::At { generation })
     }
 
     async fn read_installation(&self) -> Result<StoredInstallation, LedgerError> {
@@ -405,12 +452,7 @@ fn prepare_installation(
 }
 
 /// Envelope and body are authenticated together; a difference is a writer's mistake, not an attack, and as dangerous.
-fn refuse_inconsistent(
-    location: &str,
-    keyset: &Name,
-    record: &OpenedRecord<'_>,
-    keyring: &Keyring,
-) -> Result<(), LedgerError> {
+fn refuse_inconsistent(location: &str, keyset: &Name, record: &Position, keyring: &Keyring) -> Result<(), LedgerError> {
     let problem = if keyring.keyset != *keyset {
         "its body is another keyset's"
     } else if keyring.lineage != record.lineage {

@@ -44,12 +44,12 @@ impl Ledger {
     ) -> Result<Resealed, LedgerError> {
         let keks: Vec<_> = std::iter::once(Arc::clone(&primary)).chain(old.iter().cloned()).collect();
         let mut ledger = Ledger::open(Arc::clone(&store), &keks).await?;
-        if !ledger.is_resealing(primary.as_ref()) {
+        let kek = primary.id().await?;
+        if !ledger.is_resealing(&kek) {
             ledger.add_data_key(&keks, now).await?;
             ledger = Ledger::open(store, &keks).await?;
         }
-        let mut resealed =
-            Resealed { data_key: ledger.keys.current().to_owned(), kek: primary.id(), keyrings: 0, private_keys: 0 };
+        let mut resealed = Resealed { data_key: ledger.keys.current().to_owned(), kek, keyrings: 0, private_keys: 0 };
         for keyset in ledger.installation().keysets.keys() {
             ledger.reseal_keyring(keyset, &associated_data, now, &mut resealed).await?;
         }
@@ -59,10 +59,10 @@ impl Ledger {
     }
 
     /// A reseal to this key began and was interrupted.
-    fn is_resealing(&self, primary: &dyn KeyEncryptionKey) -> bool {
+    fn is_resealing(&self, kek: &str) -> bool {
         let installation = self.installation();
         let current = installation.data_keys.iter().find(|key| key.id == installation.current_data_key);
-        installation.data_keys.len() > 1 && current.is_some_and(|key| key.kek == primary.id())
+        installation.data_keys.len() > 1 && current.is_some_and(|key| key.kek == kek)
     }
 
     /// Lists a new data key, wrapped by the first of `keks`, and makes it the current one.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{INSTALLATION, LedgerError};
 use crate::keyring::name::Name;
 use crate::seal::data_keys::DataKeys;
-use crate::store::record::{Header, Kind, OpenedRecord, open_record, seal_record};
+use crate::store::record::{Header, Kind, OpenedRecord, UnverifiedRecord, open_record, seal_record};
 use crate::store::{Digest, Document, Store, StoreError};
 
 /// Whether the mark of a record says what was read or written.
@@ -34,6 +34,16 @@ impl Position {
             generation: record.generation,
             previous: record.previous,
             digest: record.digest,
+        }
+    }
+
+    /// Where a record says that it is, before anybody has proved it.
+    pub fn claimed(record: &UnverifiedRecord<'_>) -> Self {
+        Position {
+            lineage: record.lineage().to_owned(),
+            generation: record.generation(),
+            previous: record.previous(),
+            digest: record.digest(),
         }
     }
 }
@@ -71,24 +81,9 @@ impl<'a> SeenMark<'a> {
     /// Without a mark any record is accepted: marks of a shared store are each replica's own.
     pub async fn admit(&self, record: &Position) -> Result<Mark, LedgerError> {
         let Some(seen) = self.read().await? else { return Ok(self.advance(record).await) };
-        if seen.lineage != record.lineage {
-            let (found, expected) = (record.lineage.clone(), seen.lineage);
-            return Err(LedgerError::OtherLineage { location: self.location.clone(), found, expected });
-        }
-        let (location, generation) = (self.location.clone(), record.generation);
-        let successor = record.generation == seen.generation.saturating_add(1);
-        if record.generation < seen.generation {
-            Err(LedgerError::OlderThanSeen { location, generation, seen: seen.generation })
-        } else if record.generation == seen.generation {
-            if record.digest == seen.digest {
-                Ok(Mark::Current)
-            } else {
-                Err(LedgerError::Forked { location, generation })
-            }
-        } else if successor && record.previous != Some(seen.digest) {
-            Err(LedgerError::Forked { location, generation })
-        } else {
-            Ok(self.advance(record).await)
+        match judge(&self.location, &seen, record)? {
+            Place::Same => Ok(Mark::Current),
+            Place::Newer => Ok(self.advance(record).await),
         }
     }
 
@@ -115,15 +110,56 @@ impl<'a> SeenMark<'a> {
         let Some(bytes) = self.store.read(&self.document).await? else { return Ok(None) };
         let record = open_record(&location, &bytes, self.kind, self.name, self.keys)?;
         let body: Body = record.body(&location)?;
-        let digest = Digest::from_base64url(&body.digest)
-            .ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })?;
-        Ok(Some(Position { digest, ..Position::of(&record) }))
+        Ok(Some(Position { digest: digest_of(location, &body)?, ..Position::of(&record) }))
     }
 
     /// Whether there is a mark, readable or not.
     pub async fn exists(&self) -> Result<bool, StoreError> {
         Ok(self.store.read(&self.document).await?.is_some())
     }
+}
+
+/// Where a record stands to its mark, if it may.
+pub(super) enum Place {
+    Same,
+    Newer,
+}
+
+/// Refuses a record that is older than the mark, or another one of its generation or history.
+pub(super) fn judge(location: &str, seen: &Position, record: &Position) -> Result<Place, LedgerError> {
+    let (location, generation) = (location.to_owned(), record.generation);
+    if seen.lineage != record.lineage {
+        let (found, expected) = (record.lineage.clone(), seen.lineage.clone());
+        return Err(LedgerError::OtherLineage { location, found, expected });
+    }
+    let successor = record.generation == seen.generation.saturating_add(1);
+    if record.generation < seen.generation {
+        Err(LedgerError::OlderThanSeen { location, generation, seen: seen.generation })
+    } else if record.generation == seen.generation {
+        if record.digest == seen.digest { Ok(Place::Same) } else { Err(LedgerError::Forked { location, generation }) }
+    } else if successor && record.previous != Some(seen.digest) {
+        Err(LedgerError::Forked { location, generation })
+    } else {
+        Ok(Place::Newer)
+    }
+}
+
+/// What the mark of a record says, without any proof; `None` when there is none.
+pub(super) async fn claimed_mark(
+    store: &dyn Store,
+    document: &Document,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<Position>, LedgerError> {
+    let location = store.locate(document);
+    let Some(bytes) = store.read(document).await? else { return Ok(None) };
+    let record = UnverifiedRecord::parse(&location, &bytes, kind, name)?;
+    let body: Body = record.unverified_body(&location)?;
+    Ok(Some(Position { digest: digest_of(location, &body)?, ..Position::claimed(&record) }))
+}
+
+fn digest_of(location: String, body: &Body) -> Result<Digest, LedgerError> {
+    Digest::from_base64url(&body.digest).ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })
 }
 
 /// Replaces a document whatever it holds: for marks, which only ever one writer changes.

@@ -1,0 +1,141 @@
+//! What every key-encryption key keeps to: the file's and that in AWS KMS, one suite.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may fail loudly")]
+
+mod support;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jwksd::aws_kms::SdkKms;
+use jwksd::config::{Source, load};
+use jwksd::seal::aws_kms::AwsKmsKey;
+use jwksd::seal::file::FileKey;
+use jwksd::seal::{KeyEncryptionKey, SealError};
+use support::kms_proxy::{Fault, KmsProxy};
+use support::localstack::{Account, LocalStack, REGION};
+
+/// Makes keys of one kind.
+#[async_trait]
+trait Kind {
+    /// A new key, opened twice: as two processes would.
+    async fn twice(&self) -> [Arc<dyn KeyEncryptionKey>; 2];
+}
+
+struct Files(tempfile::TempDir);
+
+struct Kms {
+    account: Account,
+    proxy: KmsProxy,
+}
+
+#[async_trait]
+impl Kind for Files {
+    async fn twice(&self) -> [Arc<dyn KeyEncryptionKey>; 2] {
+        let path = self.0.path().join(jwksd::seal::cipher::random_id());
+        [Arc::new(FileKey::create(&path).unwrap()), Arc::new(FileKey::load(&path).unwrap())]
+    }
+}
+
+#[async_trait]
+impl Kind for Kms {
+    async fn twice(&self) -> [Arc<dyn KeyEncryptionKey>; 2] {
+        let made = self.account.client.create_key().send().await.unwrap();
+        let key = made.key_metadata.unwrap();
+        let alias = format!("alias/{}", jwksd::seal::cipher::random_id());
+        self.account.client.create_alias().alias_name(&alias).target_key_id(&key.key_id).send().await.unwrap();
+        [Arc::new(self.key(&key.arn.unwrap())), Arc::new(self.key(&alias))]
+    }
+}
+
+impl Kms {
+    async fn new() -> Self {
+        let account = LocalStack::shared().await.account();
+        let proxy = KmsProxy::before(&account.endpoint).await;
+        Kms { account, proxy }
+    }
+
+    fn key(&self, named: &str) -> AwsKmsKey {
+        let toml = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/jwksd.toml")).unwrap();
+        let backend =
+            format!("{toml}\n[backend.aws-kms]\nregion = \"{REGION}\"\nendpoint_url = \"{}\"\n", self.proxy.url());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("jwksd.toml");
+        std::fs::write(&path, backend).unwrap();
+        let config = load(&Source::File(path), std::iter::empty()).unwrap().config;
+        AwsKmsKey::new(Arc::new(SdkKms::new(config.aws_kms)), named)
+    }
+}
+
+/// The SDK reads its credentials from the environment of the process: one account for this binary.
+fn use_account(account: &Account) {
+    for (name, value) in account.environment() {
+        // SAFETY: called before any other thread of this test reads the environment.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+async fn conforms(kind: &dyn Kind) {
+    let [key, again] = kind.twice().await;
+    let [other, _] = kind.twice().await;
+    let secret = [7; 32];
+
+    let wrapped = key.wrap("installation 1", &secret).await.unwrap();
+    assert!(!wrapped.windows(32).any(|window| window == secret), "it is encrypted");
+    assert_eq!(&key.unwrap("installation 1", &wrapped).await.unwrap()[..], secret);
+    assert_eq!(&again.unwrap("installation 1", &wrapped).await.unwrap()[..], secret, "another process opens it too");
+    assert_ne!(key.wrap("installation 1", &secret).await.unwrap(), wrapped, "never twice the same");
+
+    assert_eq!(key.id().await.unwrap(), key.id().await.unwrap());
+    assert_eq!(key.id().await.unwrap(), again.id().await.unwrap(), "a key has one name, however it was found");
+    assert_ne!(key.id().await.unwrap(), other.id().await.unwrap());
+
+    let mismatch = |result: Result<_, SealError>| match result {
+        Err(SealError::Mismatch { .. }) => {}
+        Err(error) => panic!("not told as a mismatch: {error:?}"),
+        Ok::<zeroize::Zeroizing<Vec<u8>>, _>(_) => panic!("was unwrapped"),
+    };
+    mismatch(key.unwrap("installation 2", &wrapped).await);
+    mismatch(other.unwrap("installation 1", &wrapped).await);
+    for at in [0, wrapped.len() / 2, wrapped.len() - 1] {
+        let mut tampered = wrapped.clone();
+        tampered[at] ^= 1;
+        mismatch(key.unwrap("installation 1", &tampered).await);
+    }
+    mismatch(key.unwrap("installation 1", b"not a ciphertext").await);
+}
+
+#[tokio::test]
+async fn a_file_conforms() {
+    conforms(&Files(tempfile::tempdir().unwrap())).await;
+}
+
+#[tokio::test]
+async fn a_key_in_aws_kms_conforms_and_tells_unavailable_from_mismatch() {
+    let kms = Kms::new().await;
+    use_account(&kms.account);
+    conforms(&kms).await;
+
+    let [key, by_alias] = kms.twice().await;
+    let wrapped = key.wrap("c", &[7; 32]).await.unwrap();
+    for fault in [Fault::LoseRequest, Fault::Throttle, Fault::Deny, Fault::Fail, Fault::Hang] {
+        kms.proxy.always("*", fault.clone());
+        for error in [key.unwrap("c", &wrapped).await.unwrap_err(), by_alias.id().await.map(|_| ()).unwrap_err()] {
+            assert!(matches!(error, SealError::Unavailable { .. }), "{fault:?}: {error:?}");
+        }
+        kms.proxy.clear();
+    }
+    // One failure is not told at all.
+    kms.proxy.next("Decrypt", 1, Fault::Throttle);
+    assert_eq!(&key.unwrap("c", &wrapped).await.unwrap()[..], [7; 32]);
+
+    let arn = key.id().await.unwrap();
+    kms.account.client.disable_key().key_id(&arn).send().await.unwrap();
+    let disabled = key.unwrap("c", &wrapped).await.unwrap_err();
+    assert!(matches!(disabled, SealError::Unavailable { .. }), "it may be enabled again: {disabled:?}");
+
+    let signing = kms.account.client.create_key().key_spec(aws_sdk_kms::types::KeySpec::EccNistP256);
+    let signing = signing.key_usage(aws_sdk_kms::types::KeyUsageType::SignVerify).send().await.unwrap();
+    let wrong = kms.key(&signing.key_metadata.unwrap().key_id).wrap("c", &[7; 32]).await.unwrap_err();
+    assert!(matches!(wrong, SealError::Unusable { .. }), "{wrong:?}");
+}
