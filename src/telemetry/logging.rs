@@ -30,6 +30,21 @@ pub enum LogFormat {
     Json,
 }
 
+/// Crates of the AWS SDK that describe requests below `info`, with session tokens and signatures in them.
+const AWS_SDK: [&str; 11] = [
+    "aws_config",
+    "aws_credential_types",
+    "aws_runtime",
+    "aws_sdk_kms",
+    "aws_sdk_sts",
+    "aws_sigv4",
+    "aws_smithy_async",
+    "aws_smithy_http",
+    "aws_smithy_http_client",
+    "aws_smithy_runtime",
+    "aws_smithy_runtime_api",
+];
+
 /// Which events are logged: a level, or a level per target as in `info,jwksd=debug,hyper=warn`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
@@ -69,7 +84,11 @@ impl LogFilter {
     /// Audit lines are configured on their own, so the level of everything else does not silence them; a directive
     /// that names their target does.
     fn to_env_filter(&self) -> EnvFilter {
-        let directives = format!("{}=info,{}=info,{}", audit::LIFECYCLE, audit::SIGNATURES, self.0);
+        let mut directives = format!("{}=info,{}=info,{}", audit::LIFECYCLE, audit::SIGNATURES, self.0);
+        // Last, so that they hold whatever was asked for.
+        for target in AWS_SDK {
+            directives.push_str(&format!(",{target}=info"));
+        }
         EnvFilter::builder().with_regex(false).parse_lossy(directives)
     }
 }

@@ -171,6 +171,26 @@ async fn a_destruction_is_tried_until_it_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_aws_never_show_at_any_level() {
+    const SESSION_TOKEN: &str = "session-token-that-nobody-may-read";
+    let mut trial = Trial::prepare().await;
+    trial.daemon.set_env("JWKSD__LOG__LEVEL", Some("trace"));
+    trial.daemon.set_env("AWS_SESSION_TOKEN", Some(SESSION_TOKEN));
+    trial.daemon.restart().await;
+    trial.settled().await;
+    trial.proxy.always("Sign", Fault::Deny);
+    let refused = trial.daemon.sign_answer("main", request()).await;
+    let metrics = trial.daemon.metrics().await.0;
+    let logs = trial.daemon.logs();
+    assert!(logs.iter().any(|line| line.contains("\"TRACE\"")), "it logs at that level");
+    for secret in [SESSION_TOKEN, "not-a-secret", "AWS4-HMAC-SHA256"] {
+        assert!(!refused.text.contains(secret) && !metrics.contains(secret), "{secret}");
+        let line = logs.iter().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret}: {line:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_larger_than_what_kms_signs_is_signed() {
     let trial = Trial::start().await;
     let claims = json!({ "sub": "alice", "aud": "https://api.example.test", "note": "x".repeat(12_000) });

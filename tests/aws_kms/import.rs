@@ -15,7 +15,7 @@ async fn an_adopted_key_signs_under_its_kid_and_stays_its_owners() {
     let trial = Trial::start().await;
     let arn = foreign_key(&trial.account, &[]).await;
     let (server, token) = (trial.daemon.url("admin", ""), trial.daemon.path("admin.token"));
-    let arguments = ["import", "main", "--aws-kms", &arn, "--kid", "known for years", "--server", &server, "--yes"];
+    let arguments = ["import", "main", "--aws-kms", &arn, "--kid", "known for years", "--server", &server];
     let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
     command.args(arguments).arg("--token-file").arg(token).env_clear();
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
