@@ -151,10 +151,10 @@ pub(super) fn page(engine: &Engine, query: &AuditQuery) -> Result<AuditPage, Pro
             journals.push(JournalRead::new(cell.name.as_str(), &keyring.journal, &cursor));
         }
     }
-    if query.keyset.is_none() {
-        if let Some(installation) = engine.installation() {
-            journals.push(JournalRead::new("", &installation.journal, &cursor));
-        }
+    if query.keyset.is_none()
+        && let Some(installation) = engine.installation()
+    {
+        journals.push(JournalRead::new("", &installation.journal, &cursor));
     }
     let items = merge(&mut journals);
     cursor.named.extend(journals.iter().map(|journal| (journal.name.clone(), journal.position())));
