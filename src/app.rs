@@ -30,7 +30,9 @@ use crate::http::middleware::{HostPolicy, guard_host};
 use crate::http::ops::OpsState;
 use crate::http::signer::SignerState;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
+use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
+use crate::keyring::timing::Finding;
 use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
 use crate::telemetry::metrics::Metrics;
@@ -53,8 +55,11 @@ pub enum AppError {
     Store(#[from] crate::store::StoreError),
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("{}", list(.0))]
-    Start(Vec<StartError>),
+    #[error("{}", .0.join("\n"))]
+    Start(Vec<String>),
+    /// Another configuration would start.
+    #[error("{}", .0.join("\n"))]
+    Unfit(Vec<String>),
     #[error("{} is not initialised: run `jwksd init`, or set [store] initialise = \"if-empty\"", .path.display())]
     NotInitialised { path: PathBuf },
     #[error("a listener ended by itself; the log says why")]
@@ -65,8 +70,40 @@ pub enum AppError {
     Signals(std::io::Error),
 }
 
-fn list(errors: &[StartError]) -> String {
-    errors.iter().map(|error| crate::engine::chain(error)).collect::<Vec<_>>().join("\n")
+impl AppError {
+    /// Whether the configuration is at fault: nothing helps but another one.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, AppError::Unfit(_) | AppError::Tls(_) | AppError::Access(_))
+    }
+}
+
+fn refused(errors: Vec<StartError>, loaded: &Loaded) -> AppError {
+    let unfit = errors.iter().all(StartError::is_configuration);
+    let told = explained(errors, loaded);
+    if unfit { AppError::Unfit(told) } else { AppError::Start(told) }
+}
+
+/// Each refusal in words, with the arithmetic of a configuration that does not fit.
+fn explained(errors: Vec<StartError>, loaded: &Loaded) -> Vec<String> {
+    let explain = |error: StartError| match error {
+        StartError::NewDoesNotFit { keyset } => {
+            let concerned = loaded.timing.iter().filter(|finding| concerns(finding, &keyset, loaded));
+            concerned.map(|finding| format!("{}: {}", finding.path(), finding.message)).collect()
+        }
+        error => vec![crate::engine::chain(&error)],
+    };
+    let mut told: Vec<String> = errors.into_iter().flat_map(explain).collect();
+    told.dedup();
+    told
+}
+
+/// Before anything is made: where nothing is stored yet every keyset is new, and must fit.
+fn refuse_unfit_first_start(loaded: &Loaded) -> Result<(), AppError> {
+    if loaded.timing.is_empty() || loaded.config.store.path.try_exists().unwrap_or(true) {
+        return Ok(());
+    }
+    let told = loaded.timing.iter().map(|finding| format!("{}: {}", finding.path(), finding.message));
+    Err(AppError::Unfit(told.collect()))
 }
 
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
@@ -108,6 +145,9 @@ impl App {
     pub async fn build(loaded: Loaded, source: Source, storage: Storage) -> Result<App, AppError> {
         let config = loaded.config.clone();
         raise_open_file_limit();
+        // What changes from here on is noticed: everything is read after this.
+        let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
+        refuse_unfit_first_start(&loaded)?;
         // All listeners bind before anything is changed or answered.
         let sockets = bind_all(&config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -127,27 +167,27 @@ impl App {
             None => engine.configure(&declared).await,
             Some(_) => engine.configure_sealed(&declared).await,
         }
-        .map_err(AppError::Start)?;
+        .map_err(|errors| refused(errors, &loaded))?;
         let stopping = Arc::new(AtomicBool::new(false));
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
-        let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded));
+        let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
-            let tls = listener.tls.as_ref().map(|files| Tls::load(tls_files(files))).transpose()?;
+            let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
             if let Some(tls) = &tls {
-                reloader.follow_tls(tls.clone());
+                reloader.follow_tls(name, tls.clone());
             }
             let router = match name {
                 "public" => crate::http::public::router(engine.clone()),
                 "ops" => crate::http::ops::router(OpsState { engine: engine.clone(), stopping: stopping.clone() }),
                 "signer" => {
                     let state = SignerState { engine: engine.clone(), clients: access.clients.clone() };
-                    guarded(crate::http::signer::router(state), &socket, tls.is_some())
+                    guarded(crate::http::signer::router(state), &socket, tls.as_ref())
                 }
                 _ => {
                     let reload = reload::handle(reloader.clone());
                     let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload };
-                    guarded(crate::http::admin::router(state), &socket, tls.is_some())
+                    guarded(crate::http::admin::router(state), &socket, tls.as_ref())
                 }
             };
             listeners.push(Bound { name, listener: socket, router, tls });
@@ -340,21 +380,25 @@ fn settings(config: &Config) -> Settings {
 
 /// The keysets of a configuration as the engine takes them.
 fn declared(loaded: &Loaded) -> Vec<Declared> {
-    let broken = |name: &crate::keyring::name::Name, issuer: &crate::keyring::name::Name| {
-        loaded.timing.iter().any(|finding| match (&finding.keyset, &finding.issuer) {
-            (Some(keyset), _) => keyset == name,
-            (None, Some(of)) => of == issuer,
-            (None, None) => true,
-        })
-    };
     let keysets = loaded.config.keysets.iter();
     keysets
         .map(|keyset| Declared {
             name: keyset.name.clone(),
-            fits: !broken(&keyset.name, &keyset.policy.issuer.name),
+            fits: !loaded.timing.iter().any(|finding| concerns(finding, &keyset.name, loaded)),
             policy: Arc::new(keyset.policy.clone()),
         })
         .collect()
+}
+
+/// Whether a finding is about this keyset, its issuer or everything.
+fn concerns(finding: &Finding, keyset: &Name, loaded: &Loaded) -> bool {
+    match (&finding.keyset, &finding.issuer) {
+        (Some(of), _) => of == keyset,
+        (None, Some(of)) => {
+            loaded.config.keysets.iter().any(|known| known.name == *keyset && known.policy.issuer.name == *of)
+        }
+        (None, None) => true,
+    }
 }
 
 /// The smallest σ of any keyset: a step by more than that is noticed.
@@ -387,11 +431,11 @@ fn tls_files(files: &crate::config::TlsFiles) -> TlsFiles {
 }
 
 /// Signer and admin answer only for hosts that a web page cannot take over (DNS rebinding).
-fn guarded(router: axum::Router, socket: &BoundListener, tls: bool) -> axum::Router {
-    // Behind TLS the certificate's name already is the one that was asked for.
+fn guarded(router: axum::Router, socket: &BoundListener, tls: Option<&Arc<Tls>>) -> axum::Router {
+    let policy = HostPolicy::new(socket.local_addr(), []).expect("no names are given");
     let policy = match tls {
-        true => HostPolicy::any(),
-        false => HostPolicy::new(socket.local_addr(), []).expect("no names are given"),
+        Some(tls) => policy.with_certificate(tls.clone()),
+        None => policy,
     };
     guard_host(router, Arc::new(policy))
 }

@@ -580,7 +580,9 @@ async fn a_configuration_that_no_longer_fits_starts_degraded() {
     daemon.set_tables(&format!("{unfit}[keyset.third]\nalgorithm = \"EdDSA\"\n"));
     assert!(daemon.sigterm().await.success());
     let status = daemon.try_start().await.expect_err("a new keyset that does not fit is refused");
-    assert_eq!(status.code(), Some(1));
+    assert_eq!(status.code(), Some(2), "another configuration would start");
+    let told = daemon.logs().join("\n");
+    assert!(told.contains("keyset.third.rotation.propagation"), "with its path and the arithmetic: {told}");
     daemon.set_tables(QUIET);
     daemon.restart().await;
     assert_eq!(keyset(&daemon, "main").await["health"], "ok");

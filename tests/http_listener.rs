@@ -453,15 +453,15 @@ fn tls_files(folder: &Path, ca: &Ca, clients: ClientCertificates) -> TlsFiles {
 async fn tls_speaks_both_versions_and_takes_new_certificates_while_running() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (Ca::new(), Ca::new());
-    let tls = Tls::load(tls_files(folder.path(), &old, ClientCertificates::None)).unwrap();
+    let tls = Tls::load(&tls_files(folder.path(), &old, ClientCertificates::None)).unwrap();
     let server = start(router(), ListenerOptions { tls: Some(tls.clone()), ..options() });
     let url = format!("https://localhost:{}/version", server.tcp().port());
     let ask = async |client: reqwest::ClientBuilder| client.build().unwrap().get(&url).send().await?.text().await;
     assert_eq!(ask(old.client()).await.unwrap(), "HTTP/2.0");
     assert_eq!(ask(old.client().http1_only()).await.unwrap(), "HTTP/1.1");
     assert!(ask(new.client()).await.is_err());
-    tls_files(folder.path(), &new, ClientCertificates::None);
-    assert!(tls.reload().unwrap());
+    let renewed = tls_files(folder.path(), &new, ClientCertificates::None);
+    assert!(tls.replace(Tls::prepare(&renewed).unwrap()));
     assert_eq!(ask(new.client()).await.unwrap(), "HTTP/2.0");
     let mut plain = server.connect().await;
     send(&mut plain, "GET / HTTP/1.1\r\n\r\n").await;
@@ -471,7 +471,7 @@ async fn tls_speaks_both_versions_and_takes_new_certificates_while_running() {
 #[tokio::test]
 async fn a_handshake_that_stops_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
-    let tls = Tls::load(tls_files(folder.path(), &Ca::new(), ClientCertificates::None)).unwrap();
+    let tls = Tls::load(&tls_files(folder.path(), &Ca::new(), ClientCertificates::None)).unwrap();
     let head_timeout = Duration::from_millis(200);
     let server = start(router(), ListenerOptions { tls: Some(tls), head_timeout, ..options() });
     let mut stream = server.connect().await;
@@ -490,7 +490,7 @@ async fn a_client_certificate_tells_its_names() {
         extensions.get::<ClientCertificate>().map_or("nobody".to_owned(), |shown| shown.names.join(" "))
     });
     let ask = async |clients: ClientCertificates, shown: Option<&Ca>| {
-        let tls = Tls::load(tls_files(folder.path(), &ca, clients)).unwrap();
+        let tls = Tls::load(&tls_files(folder.path(), &ca, clients)).unwrap();
         let server = start(Router::new().route("/", who.clone()), ListenerOptions { tls: Some(tls), ..options() });
         let mut client = ca.client();
         if let Some(issuer) = shown {

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::access::Access;
-use super::{declared, settings, tolerance};
-use crate::config::{Config, ConfigErrors, Loaded, POLL_INTERVAL, Source, Watch, load, restart_needed};
+use super::access::{Access, Credentials};
+use super::{declared, explained, settings, tls_files, tolerance};
+use crate::config::{Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_needed};
 use crate::engine::{Engine, chain};
 use crate::http::admin::{Reload, ReloadAnswer};
-use crate::http::tls::Tls;
+use crate::http::tls::{PreparedTls, Tls};
 use crate::keyring::time::Span;
 
 /// Takes new configurations into the running daemon.
@@ -20,22 +20,48 @@ pub(super) struct Reloader {
     access: Arc<Access>,
     source: Source,
     running: tokio::sync::Mutex<Running>,
-    tls: Mutex<Vec<Arc<Tls>>>,
+    tls: Mutex<Vec<(&'static str, Arc<Tls>)>>,
     /// What was wrong at the last attempt; empty when nothing was.
     wrong: Mutex<Vec<String>>,
+    attention: tokio::sync::Mutex<Attention>,
 }
 
 struct Running {
     config: Config,
     /// With what the process started: the base for what needs a restart.
     started: Config,
-    file: Option<(PathBuf, crate::config::ContentDigest)>,
+    /// The files of `config`, as they were before they were read.
+    files: Option<Watch>,
+}
+
+/// Notices SIGHUP and changed files from before anything is read: what changes during the start is not missed.
+pub(super) struct Attention {
+    hangup: Signal,
+    watch: Watch,
+}
+
+impl Attention {
+    /// # Errors
+    /// The process cannot listen for signals.
+    pub fn new(loaded: &Loaded) -> Result<Self, std::io::Error> {
+        let watch = watch_of(&loaded.config, loaded.file.as_ref());
+        Ok(Attention { hangup: signal(SignalKind::hangup())?, watch })
+    }
+}
+
+/// Watches what `config` names as it is now, and its own file as it was read.
+fn watch_of(config: &Config, file: Option<&(PathBuf, ContentDigest)>) -> Watch {
+    let watch = Watch::new(config.reloadable_files());
+    match file {
+        Some((path, digest)) => watch.knowing(path.clone(), *digest),
+        None => watch,
+    }
 }
 
 impl Reloader {
-    pub fn new(engine: Arc<Engine>, access: Arc<Access>, source: Source, loaded: Loaded) -> Self {
-        let Loaded { config, file, .. } = loaded;
-        let running = Running { started: config.clone(), config, file };
+    pub fn new(engine: Arc<Engine>, access: Arc<Access>, source: Source, loaded: Loaded, attention: Attention) -> Self {
+        let config = loaded.config;
+        let running = Running { started: config.clone(), config, files: None };
         Reloader {
             engine,
             access,
@@ -43,11 +69,13 @@ impl Reloader {
             running: tokio::sync::Mutex::new(running),
             tls: Mutex::default(),
             wrong: Mutex::default(),
+            attention: tokio::sync::Mutex::new(attention),
         }
     }
 
-    pub fn follow_tls(&self, tls: Arc<Tls>) {
-        self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(tls);
+    /// `tls` is that of the listener `name`.
+    pub fn follow_tls(&self, name: &'static str, tls: Arc<Tls>) {
+        self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, tls));
     }
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
@@ -72,39 +100,82 @@ impl Reloader {
 
     async fn attempt(&self) -> Result<ReloadAnswer, Vec<String>> {
         let mut running = self.running.lock().await;
+        let taken = self.take(&mut running).await;
+        if taken.is_err() {
+            // A configuration that is broken must not keep a revoked token or an expired certificate in use.
+            let config = running.config.clone();
+            if let Ok(fresh) = self.read(&config, &running.started) {
+                self.put_in_force(fresh);
+            }
+        }
+        taken
+    }
+
+    /// Everything is read and checked before anything is put in force.
+    async fn take(&self, running: &mut Running) -> Result<ReloadAnswer, Vec<String>> {
         let loaded = load(&self.source, std::env::vars()).map_err(|error| lines(&error))?;
-        let credentials = self.access.read(&loaded.config).map_err(|error| vec![chain(&error)])?;
-        let mut changed = loaded.config != running.config;
-        if loaded.config != running.config {
-            let declared = declared(&loaded);
-            let configured = self.engine.configure(&declared).await;
-            configured.map_err(|errors| errors.iter().map(|error| chain(error)).collect::<Vec<_>>())?;
+        let files = watch_of(&loaded.config, loaded.file.as_ref());
+        let other = loaded.config != running.config;
+        if other && !loaded.timing.is_empty() {
+            return Err(loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect());
+        }
+        let fresh = self.read(&loaded.config, &running.started)?;
+        if other {
+            let configured = self.engine.configure(&declared(&loaded)).await;
+            configured.map_err(|errors| explained(errors, &loaded))?;
             self.engine.set_settings(settings(&loaded.config));
             self.engine.clock.set_tolerance(tolerance(&loaded.config));
             self.engine.schedule();
         }
-        let listens = |config: &Config| config.signer.as_ref().map(|signer| signer.listener.clone());
-        let same_listener = listens(&running.started) == listens(&loaded.config);
-        self.access.replace(credentials, same_listener);
-        // Last, since each listener keeps what it has when its new files are invalid.
-        let tls: Vec<_> = self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let mut errors = Vec::new();
-        for tls in tls {
-            match tls.reload() {
-                Ok(renewed) => changed |= renewed,
-                Err(error) => errors.push(chain(&error)),
-            }
-        }
-        let answer = ReloadAnswer {
+        let renewed = self.put_in_force(fresh);
+        running.files = Some(files);
+        running.config = loaded.config;
+        let unfit = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message));
+        Ok(ReloadAnswer {
             action: "reload",
             generation: 0, // Known once it is written down.
-            changed,
-            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
-            restart_needed: restart_needed(&running.started, &loaded.config),
-        };
-        running.config = loaded.config;
-        running.file = loaded.file;
-        if errors.is_empty() { Ok(ReloadAnswer { changed, ..answer }) } else { Err(errors) }
+            changed: other || renewed,
+            warnings: unfit.chain(loaded.warnings.iter().map(ToString::to_string)).collect(),
+            restart_needed: restart_needed(&running.started, &running.config),
+        })
+    }
+
+    /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
+    /// the configuration goes on as it started until the restart that ends it.
+    fn read(&self, config: &Config, started: &Config) -> Result<Fresh, Vec<String>> {
+        let listens = |config: &Config| config.signer.as_ref().map(|signer| signer.listener.clone());
+        let same_signer = listens(started) == listens(config);
+        let mut config = config.clone();
+        if config.signer.is_none() {
+            config.signer.clone_from(&started.signer);
+        }
+        if config.admin.is_none() {
+            config.admin.clone_from(&started.admin);
+        }
+        let mut errors = Vec::new();
+        let mut tls = Vec::new();
+        for (name, current) in self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
+            let of = |config: &Config| config.listeners().find(|(of, _)| of == name).and_then(|(_, l)| l.tls.clone());
+            let Some(files) = of(&config).or_else(|| of(started)) else { continue };
+            match Tls::prepare(&tls_files(&files)) {
+                Ok(prepared) => tls.push((current.clone(), prepared)),
+                Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
+            }
+        }
+        match self.access.read(&config) {
+            Ok(credentials) if errors.is_empty() => Ok(Fresh { credentials, same_signer, tls }),
+            Ok(_) => Err(errors),
+            Err(error) => {
+                errors.push(chain(&error));
+                Err(errors)
+            }
+        }
+    }
+
+    /// `true` if a certificate is another one than before.
+    fn put_in_force(&self, fresh: Fresh) -> bool {
+        self.access.replace(fresh.credentials, fresh.same_signer);
+        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(false, |any, renewed| any | renewed)
     }
 
     /// How long to go on serving after SIGTERM, by the configuration that runs.
@@ -126,15 +197,14 @@ impl Reloader {
             }
         }
     }
+}
 
-    async fn watched(&self) -> Watch {
-        let running = self.running.lock().await;
-        let watch = Watch::new(running.config.reloadable_files());
-        match &running.file {
-            Some((path, digest)) => watch.knowing(path.clone(), *digest),
-            None => watch,
-        }
-    }
+/// What was read and not put in force yet.
+struct Fresh {
+    credentials: Credentials,
+    /// The signer listens where the configuration says.
+    same_signer: bool,
+    tls: Vec<(Arc<Tls>, PreparedTls)>,
 }
 
 fn lines(error: &ConfigErrors) -> Vec<String> {
@@ -146,8 +216,8 @@ fn lines(error: &ConfigErrors) -> Vec<String> {
 
 /// Reloads whenever a file changes or SIGHUP arrives.
 pub(super) async fn watch(reloader: Arc<Reloader>, cancel: CancellationToken) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    let mut watch = reloader.watched().await;
+    let mut attention = reloader.attention.lock().await;
+    let Attention { hangup, watch } = &mut *attention;
     loop {
         tokio::select! {
             changed = watch.changed() => tracing::debug!(files = ?changed, "files changed"),
@@ -155,10 +225,9 @@ pub(super) async fn watch(reloader: Arc<Reloader>, cancel: CancellationToken) {
             () = reloader.retry() => {}
             () = cancel.cancelled() => return,
         }
-        if reloader.reload().await.is_ok() {
-            let running = reloader.running.lock().await;
-            let mut files = running.config.reloadable_files();
-            files.extend(running.file.iter().map(|(path, _)| path.clone()));
+        if reloader.reload().await.is_ok()
+            && let Some(files) = reloader.running.lock().await.files.take()
+        {
             watch.follow(files);
         }
     }

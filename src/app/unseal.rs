@@ -81,7 +81,7 @@ impl From<Vec<StartError>> for Failure {
 
 impl From<Failure> for AppError {
     fn from(Failure(errors): Failure) -> Self {
-        AppError::Start(errors)
+        AppError::Start(errors.iter().map(|error| chain(error)).collect())
     }
 }
 

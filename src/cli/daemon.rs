@@ -102,5 +102,6 @@ pub(super) fn reseal(global: &Global) -> Outcome {
 }
 
 fn failed(error: AppError) -> Failure {
-    Failure::Failed(crate::engine::chain(&error))
+    let told = crate::engine::chain(&error);
+    if error.is_configuration() { Failure::Usage(told) } else { Failure::Failed(told) }
 }

@@ -71,12 +71,13 @@ impl Watch {
         self
     }
 
-    /// Watches `paths` from now on; what is known of those watched before is kept.
-    pub fn follow(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
-        let known = std::mem::take(&mut self.seen);
-        for path in paths {
-            let seen = known.get(&path).copied().unwrap_or_else(|| look(&path));
-            self.seen.insert(path, seen);
+    /// Watches from now on what `other` watches; of files watched before, what is known here counts.
+    pub fn follow(&mut self, other: Watch) {
+        let known = std::mem::replace(&mut self.seen, other.seen);
+        for (path, seen) in &mut self.seen {
+            if let Some(known) = known.get(path) {
+                *seen = *known;
+            }
         }
     }
 
@@ -184,7 +185,7 @@ mod tests {
         let mut watch = Watch::new([kept.clone(), dropped.clone()]);
         std::fs::write(&kept, "2").unwrap();
         std::fs::write(&dropped, "2").unwrap();
-        watch.follow([kept.clone()]);
+        watch.follow(Watch::new([kept.clone()]));
         assert_eq!(watch.changed().await, [kept]);
     }
 }

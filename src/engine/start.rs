@@ -39,6 +39,14 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Whether another configuration would be taken: what is stored is not at fault.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            StartError::IssuerChanged { .. } | StartError::NewDoesNotFit { .. } | StartError::PathTaken { .. } => true,
+            StartError::Ledger(_) | StartError::Key { .. } => false,
+        }
+    }
+
     /// Whether trying again later, without anybody doing anything, can help.
     pub fn may_pass(&self) -> bool {
         matches!(self, StartError::Ledger(error) if error.may_pass())

@@ -28,6 +28,7 @@ use tracing::{Instrument, Span, debug_span, info_span};
 use super::body::{BODY_LIMIT, Limited};
 use super::listener::{ListenAddress, Peer};
 use super::problem::{Problem, ProblemType};
+use super::tls::Tls;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -170,14 +171,15 @@ impl RequestIds {
 pub struct HostPolicy {
     listen: Option<IpAddr>,
     names: Vec<(String, Option<u16>)>,
-    any: bool,
+    /// Behind TLS: what its certificate is for.
+    tls: Option<Arc<Tls>>,
 }
 
 impl HostPolicy {
-    /// Any host, for listeners behind TLS: a page that points its own name here cannot show a certificate for it.
-    /// Foreign origins are refused all the same.
-    pub fn any() -> Self {
-        HostPolicy { listen: None, names: Vec::new(), any: true }
+    /// Allows also every host that the certificate in use is for.
+    #[must_use]
+    pub fn with_certificate(self, tls: Arc<Tls>) -> Self {
+        HostPolicy { tls: Some(tls), ..self }
     }
 
     /// Allows literal loopback addresses and `localhost` with any port, the address listened on, and `names` (`name`
@@ -194,7 +196,7 @@ impl HostPolicy {
             ListenAddress::Tcp(address) => Some(address.ip()),
             ListenAddress::Unix { .. } => None,
         };
-        Ok(HostPolicy { listen, names, any: false })
+        Ok(HostPolicy { listen, names, tls: None })
     }
 
     /// Refuses a request whose `Host` (or HTTP/2 `:authority`) is not allowed, and one that `Origin` or `Sec-Fetch-Site`
@@ -206,7 +208,7 @@ impl HostPolicy {
             if hosts.is_empty() {
                 return Err(Problem::new(ProblemType::MalformedRequest).detail("The request has no Host."));
             }
-            if !self.any && !hosts.iter().all(|(host, port)| self.allows(host, *port)) {
+            if !hosts.iter().all(|(host, port)| self.allows(host, *port)) {
                 return Err(ProblemType::HostNotAllowed.into());
             }
         }
@@ -223,7 +225,10 @@ impl HostPolicy {
                 return true;
             }
         }
-        host == "localhost" || self.names.iter().any(|(name, only)| name == host && (only.is_none() || *only == port))
+        let certified = |tls: &Arc<Tls>| tls.is_for(host.trim_start_matches('[').trim_end_matches(']'));
+        host == "localhost"
+            || self.tls.as_ref().is_some_and(certified)
+            || self.names.iter().any(|(name, only)| name == host && (only.is_none() || *only == port))
     }
 }
 

@@ -241,7 +241,7 @@ problem_types! {
     ForeignOrigin "foreign-origin" 403 "Foreign origin"
         "Requests that a web page of another origin caused are refused.";
     HostNotAllowed "host-not-allowed" 403 "Host not allowed"
-        "The Host of the request is not one this listener answers for; add it to the listener's configuration if it should be.";
+        "The Host of the request is not one this listener answers for: the address it listens on, localhost, or a name in its TLS certificate.";
     NotFound "not-found" 404 "Not found"
         "There is nothing at this path.";
     UnknownKeyset "unknown-keyset" 404 "Unknown keyset"

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -53,42 +53,63 @@ impl ClientCertificate {
 
 /// A listener's TLS; handshakes use the last files that were valid.
 pub struct Tls {
-    files: TlsFiles,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<InUse>,
     /// SHA-256 of what `current` was made of.
     fingerprint: Mutex<[u8; 32]>,
 }
 
+struct InUse {
+    config: Arc<ServerConfig>,
+    /// The server's own certificate.
+    leaf: CertificateDer<'static>,
+}
+
+/// TLS files that were read and fit each other, not yet in use.
+pub struct PreparedTls {
+    in_use: Arc<InUse>,
+    fingerprint: [u8; 32],
+}
+
 impl Tls {
     /// Reads and checks the files: the key must fit the certificate.
-    pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
-        let contents = Contents::read(&files)?;
-        let config = contents.config(&files)?;
-        let fingerprint = Mutex::new(contents.fingerprint());
-        Ok(Arc::new(Tls { files, current: ArcSwap::new(config), fingerprint }))
+    pub fn load(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
+        let PreparedTls { in_use, fingerprint } = Self::prepare(files)?;
+        Ok(Arc::new(Tls { current: ArcSwap::new(in_use), fingerprint: Mutex::new(fingerprint) }))
     }
 
-    /// Reads the files again; `true` if they had changed and now serve new connections. After an error the old ones
-    /// still do.
-    pub fn reload(&self) -> Result<bool, TlsError> {
-        let contents = Contents::read(&self.files)?;
+    /// Reads files and checks them, for [`replace`](Self::replace).
+    pub fn prepare(files: &TlsFiles) -> Result<PreparedTls, TlsError> {
+        let contents = Contents::read(files)?;
+        Ok(PreparedTls { in_use: Arc::new(contents.in_use(files)?), fingerprint: contents.fingerprint() })
+    }
+
+    /// New connections use these files from now on; `true` if they are others than before.
+    pub fn replace(&self, prepared: PreparedTls) -> bool {
         let mut fingerprint = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
-        if *fingerprint == contents.fingerprint() {
-            return Ok(false);
+        if *fingerprint == prepared.fingerprint {
+            return false;
         }
-        self.current.store(contents.config(&self.files)?);
-        *fingerprint = contents.fingerprint();
-        Ok(true)
+        self.current.store(prepared.in_use);
+        *fingerprint = prepared.fingerprint;
+        true
+    }
+
+    /// Whether the certificate in use is one for `host`, a name or an address.
+    pub fn is_for(&self, host: &str) -> bool {
+        let Ok(name) = ServerName::try_from(host) else { return false };
+        let current = self.current.load();
+        let leaf = webpki::EndEntityCert::try_from(&current.leaf);
+        leaf.is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
     }
 
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        self.current.load().config.clone()
     }
 }
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Tls").finish_non_exhaustive()
     }
 }
 
@@ -139,8 +160,9 @@ impl Contents {
         hash.finalize().into()
     }
 
-    fn config(&self, files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    fn in_use(&self, files: &TlsFiles) -> Result<InUse, TlsError> {
         let chain = certificates(&files.cert_file, &self.certificates)?;
+        let leaf = chain[0].clone();
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| match source {
             pem::Error::NoItemsFound => TlsError::Missing { path: files.key_file.clone(), what: "private key" },
             source => TlsError::Pem { path: files.key_file.clone(), source },
@@ -154,7 +176,7 @@ impl Contents {
             .with_single_cert(chain, key)
             .map_err(pair)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(InUse { config: Arc::new(config), leaf })
     }
 
     fn client_verifier(&self, files: &TlsFiles) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
@@ -218,21 +240,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path());
         write_pair(folder.path(), "tls.crt", "tls.key");
-        let tls = Tls::load(files.clone()).unwrap();
+        let tls = Tls::load(&files).unwrap();
         let first = tls.current();
-        assert!(!tls.reload().unwrap(), "an unchanged file counts as a change");
+        let reload = || Tls::prepare(&files).map(|prepared| tls.replace(prepared));
+        assert!(!reload().unwrap(), "an unchanged file counts as a change");
 
         write_pair(folder.path(), "tls.crt", "unused.key");
-        assert!(matches!(tls.reload(), Err(TlsError::Pair { .. })));
+        assert!(matches!(reload(), Err(TlsError::Pair { .. })));
         std::fs::write(&files.cert_file, "not PEM").unwrap();
-        assert!(matches!(tls.reload(), Err(TlsError::Missing { what: "certificate", .. })));
+        assert!(matches!(reload(), Err(TlsError::Missing { what: "certificate", .. })));
         std::fs::remove_file(&files.cert_file).unwrap();
-        assert!(matches!(tls.reload(), Err(TlsError::Read { .. })));
+        assert!(matches!(reload(), Err(TlsError::Read { .. })));
         assert!(Arc::ptr_eq(&first, &tls.current()));
 
         write_pair(folder.path(), "tls.crt", "tls.key");
-        assert!(tls.reload().unwrap());
+        assert!(reload().unwrap());
         assert!(!Arc::ptr_eq(&first, &tls.current()));
+    }
+
+    #[test]
+    fn a_certificate_is_for_the_names_and_addresses_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["admin.example.com", "*.pods.example.com", "10.0.0.7"].map(str::to_owned);
+        let pair = rcgen::generate_simple_self_signed(names.to_vec()).unwrap();
+        std::fs::write(folder.path().join("tls.crt"), pair.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("tls.key"), pair.signing_key.serialize_pem()).unwrap();
+        let tls = Tls::load(&files(folder.path())).unwrap();
+        for host in ["admin.example.com", "a.pods.example.com", "10.0.0.7"] {
+            assert!(tls.is_for(host), "{host}");
+        }
+        for host in ["evil.example.com", "example.com", "10.0.0.8", "a b", ""] {
+            assert!(!tls.is_for(host), "{host}");
+        }
     }
 
     #[test]
@@ -241,10 +280,10 @@ mod tests {
         let files = files(folder.path());
         write_pair(folder.path(), "tls.crt", "tls.key");
         std::fs::write(&files.key_file, "").unwrap();
-        let message = Tls::load(files.clone()).unwrap_err().to_string();
+        let message = Tls::load(&files).unwrap_err().to_string();
         assert!(message.contains("tls.key") && message.contains("private key"), "{message}");
         let huge = std::fs::File::create(&files.key_file).unwrap();
         huge.set_len(MOST_BYTES + 1).unwrap();
-        assert!(matches!(Tls::load(files), Err(TlsError::TooLarge { .. })));
+        assert!(matches!(Tls::load(&files), Err(TlsError::TooLarge { .. })));
     }
 }

@@ -216,16 +216,27 @@ impl Daemon {
 
     /// As [`start_process`](Self::start_process), or the exit status of a daemon that ends before it listens.
     pub async fn try_start(&mut self) -> Result<(), ExitStatus> {
+        self.spawn();
+        self.listens().await
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "the daemon runs already");
         std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
         command.args(["serve", "--config", "jwksd.toml"]).current_dir(self.folder.path());
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).env("RUST_BACKTRACE", "1");
         command.envs(self.builder.environment.iter().map(|(name, value)| (name, value)));
-        let process = self.process.insert(Process::start(command));
+        self.process = Some(Process::start(command));
         self.http = http_client().build().expect("a client without TLS set-up");
+    }
+
+    /// Waits for the listeners of a process that was started, or for its exit status.
+    pub async fn listens(&mut self) -> Result<(), ExitStatus> {
         for listener in ["public", "signer", "admin", "ops"] {
             let wanted = |line: &LogLine| line.message() == "listening" && line.field("listener") == listener;
+            let process = self.process.as_ref().expect("the daemon was started");
             match process.log_line(&format!("the {listener} listener"), wanted).await {
                 Ok(line) => self.listen.insert(listener, line.field("address").to_owned()),
                 Err(_) if process.output.has_ended() => return Err(self.ended().await),
