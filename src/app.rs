@@ -304,7 +304,13 @@ async fn start(engine: Arc<Engine>, sealed: Option<unseal::Sealed>, failed: Arc<
     }
     if !engine.is_open() {
         engine.reconcile_all().await;
-        engine.confirm_created().await?;
+        match engine.confirm_created().await {
+            // It serves already: the heartbeat tries again.
+            Err(error) if engine.is_open() => {
+                tracing::error!(error = %crate::engine::chain(&error), "cannot record that keyrings were created; it is tried again");
+            }
+            confirmed => confirmed?,
+        }
     }
     if engine.is_open() {
         engine.schedule();

@@ -197,8 +197,9 @@ const RETRY_BUDGET: usize = 100;
 /// Requests that may wait for a signature of one keyset before further ones are turned away.
 pub const QUEUE: usize = 1024;
 
-/// Remote signatures of one keyset under way at once.
-pub const REMOTE_CONCURRENCY: usize = 128;
+/// Remote signatures of one keyset under way at once: a part of what the backend's client allows for all of them, so
+/// that one keyset whose key hangs does not take the others' places.
+pub const REMOTE_CONCURRENCY: usize = 64;
 
 impl SigningPool {
     /// `threads` may sign at once here.

@@ -74,8 +74,9 @@ impl Engine {
                     return Rest::Until(self.look_after_remote(cell, plan.wake));
                 }
                 Some(Step::Write(change)) => self.carry_write(cell, snapshot.keyring.generation, &change).await,
-                Some(Step::Create { serial, algorithm }) => self.carry_create(cell, serial, algorithm).await,
-                Some(Step::Destroy { serial }) => self.carry_destroy(cell, serial).await,
+                Some(step @ (Step::Create { .. } | Step::Destroy { .. })) => {
+                    self.carry_slow(cell, step, plan.wake).await
+                }
             };
             if let Err(rest) = outcome {
                 self.refresh_metrics(cell);
@@ -83,6 +84,69 @@ impl Engine {
             }
         }
         Rest::Retry(RETRY_MIN)
+    }
+
+    /// Has a backend work on `step`, which may take long or for ever. What becomes due meanwhile does not wait for it: a
+    /// planned rotation needs no backend (DESIGN §2).
+    async fn carry_slow(
+        self: &Arc<Self>,
+        cell: &Arc<KeysetCell>,
+        step: Step,
+        mut wake: Option<Timestamp>,
+    ) -> Result<(), Rest> {
+        // In a task of its own: it holds the writer at its end, and must get there while this one writes something else.
+        let mut work = tokio::spawn({
+            let (engine, cell) = (self.clone(), cell.clone());
+            async move {
+                match step {
+                    Step::Create { serial, algorithm } => engine.carry_create(&cell, serial, algorithm).await,
+                    Step::Destroy { serial } => engine.carry_destroy(&cell, serial).await,
+                    Step::Write(_) => Ok(()),
+                }
+            }
+        });
+        loop {
+            let clock = self.clock.clock();
+            let due = async {
+                match wake {
+                    Some(wake) => clock.sleep(wake.since(self.clock.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return done.unwrap_or_else(|error| {
+                    tracing::error!(keyset = %cell.name, %error, "a step was aborted; it is tried again");
+                    Err(Rest::Retry(RETRY_MAX))
+                }),
+                () = due => {}
+                () = cell.wake.notified() => {}
+            }
+            wake = self.carry_quick(cell).await;
+        }
+    }
+
+    /// Writes what is due, and leaves to others what takes long. Returns when to look again.
+    async fn carry_quick(self: &Arc<Self>, cell: &Arc<KeysetCell>) -> Option<Timestamp> {
+        let soon = || Some(self.clock.now() + Span::SECOND);
+        for _ in 0..STEPS_MAX {
+            let snapshot = cell.snapshot.load_full();
+            if snapshot.frozen.is_some() || self.is_sealed() {
+                return None;
+            }
+            let plan = plan(&snapshot.keyring, &self.facts(cell, &snapshot));
+            let Some(Step::Write(change)) = plan.step else {
+                if self.replace_disabled(cell).await {
+                    continue;
+                }
+                self.refresh_metrics(cell);
+                return self.look_after_remote(cell, plan.wake);
+            };
+            if self.carry_write(cell, snapshot.keyring.generation, &change).await.is_err() {
+                return soon();
+            }
+        }
+        soon()
     }
 
     /// Tries an active key that is not known to sign, and says when to look again.

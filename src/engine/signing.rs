@@ -84,21 +84,23 @@ impl Engine {
         audiences: Option<&[String]>,
         client: &str,
     ) -> Result<Issued, SignFailure> {
+        let ends = self.clock.clock().monotonic() + self.settings.load().sign_deadline.to_std();
         for _ in 0..3 {
-            if let Some(issued) = self.attempt(cell, request, audiences, client).await? {
+            if let Some(issued) = self.attempt(cell, request, audiences, client, ends).await? {
                 return Ok(issued);
             }
         }
         Err(ours(SigningFailure::NoActiveKey, "the key was revoked while it signed, again and again"))
     }
 
-    /// `None` when the key was revoked before its token could leave.
+    /// `None` when the key was revoked before its token could leave. `ends` is when the whole request must be done.
     async fn attempt(
         &self,
         cell: &KeysetCell,
         request: &SignRequest<'_>,
         audiences: Option<&[String]>,
         client: &str,
+        ends: Duration,
     ) -> Result<Option<Issued>, SignFailure> {
         // One reading serves iat, nbf and exp. It comes before the choice of the key, so that no key signs with a time
         // later than the one at which it was seen to have stopped.
@@ -121,7 +123,7 @@ impl Engine {
         );
         token.push_str(header);
         URL_SAFE_NO_PAD.encode_string(&prepared.payload, &mut token);
-        let signature = self.signature(cell, &active, &token).await?;
+        let signature = self.signature(cell, &active, &token, ends).await?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
         let issued = active.door.leave(|| Issued {
@@ -142,11 +144,12 @@ impl Engine {
         cell: &KeysetCell,
         active: &Arc<ActiveKey>,
         message: &str,
+        ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
         match &active.signer {
             Signer::Inline(signer) => signer.sign(message.as_bytes()).map_err(failed),
-            Signer::Pooled(signer) => self.pooled(cell, signer.clone(), message).await,
-            Signer::Remote(signer) => self.remote(cell, active, signer.clone(), message).await,
+            Signer::Pooled(signer) => self.pooled(cell, signer.clone(), message, ends).await,
+            Signer::Remote(signer) => self.remote(cell, active, signer.clone(), message, ends).await,
         }
     }
 
@@ -155,9 +158,10 @@ impl Engine {
         cell: &KeysetCell,
         signer: Arc<dyn LocalSigner>,
         message: &str,
+        ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
         let message = message.as_bytes().to_vec();
-        self.in_turn(cell, &cell.pool.threads, SigningFailure::Overload, async move {
+        self.in_turn(cell, &cell.pool.threads, ends, SigningFailure::Overload, async move {
             let work = tokio::task::spawn_blocking(move || signer.sign(&message));
             match work.await {
                 Ok(signature) => signature.map_err(failed),
@@ -174,12 +178,11 @@ impl Engine {
         active: &ActiveKey,
         signer: Arc<dyn RemoteSigner>,
         message: &str,
+        ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
-        let began = self.clock.clock().monotonic();
-        let limit = self.settings.load().sign_deadline.to_std();
-        let left = || (began + limit).saturating_sub(self.clock.clock().monotonic()).saturating_sub(REMOTE_SPARE);
+        let left = || ends.saturating_sub(self.clock.clock().monotonic()).saturating_sub(REMOTE_SPARE);
         let signed = self
-            .in_turn(cell, &cell.pool.calls, SigningFailure::BackendTimeout, async {
+            .in_turn(cell, &cell.pool.calls, ends, SigningFailure::BackendTimeout, async {
                 let mut attempt = 0;
                 let signature = loop {
                     attempt += 1;
@@ -267,6 +270,7 @@ impl Engine {
         &self,
         cell: &KeysetCell,
         places: &Arc<Semaphore>,
+        ends: Duration,
         late: SigningFailure,
         work: impl Future<Output = Result<Vec<u8>, SignFailure>>,
     ) -> Result<Vec<u8>, SignFailure> {
@@ -274,7 +278,8 @@ impl Engine {
             return Err(ours(SigningFailure::Overload, "the queue of the keyset is full"));
         };
         let permits = places.clone();
-        let bounded = timeout(self.settings.load().sign_deadline.to_std(), async move {
+        let left = ends.saturating_sub(self.clock.clock().monotonic());
+        let bounded = timeout(left, async move {
             let _permit = permits.acquire_owned().await;
             work.await
         });

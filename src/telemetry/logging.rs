@@ -84,7 +84,12 @@ impl LogFilter {
     /// Audit lines are configured on their own, so the level of everything else does not silence them; a directive
     /// that names their target does.
     fn to_env_filter(&self) -> EnvFilter {
-        let mut directives = format!("{}=info,{}=info,{}", audit::LIFECYCLE, audit::SIGNATURES, self.0);
+        let mut directives = format!("{}=info,{}=info", audit::LIFECYCLE, audit::SIGNATURES);
+        // A longer target would count for more than the caps below.
+        let wanted = self.0.split(',').filter(|directive| !names_aws_sdk(directive));
+        for directive in wanted {
+            directives.push_str(&format!(",{directive}"));
+        }
         // Last, so that they hold whatever was asked for.
         for target in AWS_SDK {
             directives.push_str(&format!(",{target}=info"));
@@ -150,6 +155,11 @@ fn describe<'a>(info: &'a PanicHookInfo<'_>) -> (String, &'a str) {
     let location = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(message withheld)");
     (location, message)
+}
+
+/// Whether a directive is about a part of the AWS SDK, which is logged from `info` on whatever is asked for.
+fn names_aws_sdk(directive: &str) -> bool {
+    directive.split_once('=').is_some_and(|(target, _)| target.starts_with("aws_"))
 }
 
 /// A Rust path, as targets are.

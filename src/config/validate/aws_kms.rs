@@ -10,7 +10,7 @@ use super::quoted;
 /// Two attempts fit the default `sign_deadline`, the second at another connection.
 const DEFAULT_ATTEMPT_TIMEOUT: Span = Span::from_millis(900);
 const LONGEST_ATTEMPT_TIMEOUT: Span = Span::MINUTE;
-const DEFAULT_CONCURRENCY: u32 = 128;
+const DEFAULT_CONCURRENCY: u32 = 256;
 const MOST_CONCURRENCY: u32 = 4096;
 /// The longest the service offers: waiting for deletion costs nothing, and a deleted key is gone.
 const DEFAULT_DELETION_WINDOW: Span = Span::from_secs(30 * 86_400);

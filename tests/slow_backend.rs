@@ -1,0 +1,184 @@
+//! A backend that never answers holds up nothing that does not need it: DESIGN §2, "a planned rotation needs no backend
+//! at the moment it happens".
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use jwksd::backend::local::LocalBackend;
+use jwksd::backend::{Backend, BackendError, CreatedKey, KeyIdentity, Signer, StoredKey};
+use jwksd::clock::{Clock, ManualClock, TrustedClock};
+use jwksd::engine::{Declared, Engine, KeysetCell, Settings};
+use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::name::Name;
+use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::record::{KeyState, Serial};
+use jwksd::keyring::schedule::Schedule;
+use jwksd::keyring::time::{Span, Timestamp};
+use jwksd::seal::file::FileKey;
+use jwksd::seal::{KeyEncryptionKey, SealError};
+use jwksd::store::ledger::{Ledger, SealEvidence};
+use jwksd::store::memory::MemoryStore;
+use jwksd::telemetry::metrics::Metrics;
+
+/// Answers as the local backend does, until it hangs.
+struct Hanging {
+    local: LocalBackend,
+    hangs: AtomicBool,
+    /// Calls that will never be answered.
+    stuck: AtomicUsize,
+    news: tokio::sync::Notify,
+}
+
+impl Hanging {
+    async fn perhaps_hang(&self) {
+        if self.hangs.load(Ordering::SeqCst) {
+            self.stuck.fetch_add(1, Ordering::SeqCst);
+            self.news.notify_one();
+            std::future::pending().await
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Hanging {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
+        self.perhaps_hang().await;
+        self.local.create(identity, algorithm).await
+    }
+
+    async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
+        self.local.open(key).await
+    }
+
+    async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
+        self.perhaps_hang().await;
+        self.local.destroy(key).await
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        issuer: IssuerPolicy {
+            name: Name::parse("main").unwrap(),
+            url: "https://auth.example.com".to_owned(),
+            max_age: Span::MINUTE,
+            stale_if_error: Span::ZERO,
+            caches: vec![Span::MINUTE],
+            jwks_paths: Vec::new(),
+            discovery: Discovery::Off,
+            probes: Vec::new(),
+        },
+        algorithm: Algorithm::Es256,
+        backend: "local".to_owned(),
+        rotation: RotationPolicy {
+            schedule: Schedule::Every(Span::HOUR),
+            propagation: Span::MINUTE.times(10),
+            successors: 2,
+            overlap_extra: Span::ZERO,
+            bootstrap: Bootstrap::Wait,
+            verifiers: Vec::new(),
+            clock_skew: Span::MINUTE,
+            staleness_limit: Span::ZERO,
+            publish_lag: Span::ZERO,
+        },
+        tokens: TokenPolicy {
+            max_ttl: Span::MINUTE.times(5),
+            default_ttl: Span::MINUTE,
+            required_claims: Vec::new(),
+            forbidden_claims: Vec::new(),
+            audiences: Vec::new(),
+            types: vec!["JWT".to_owned()],
+            backdate: Span::ZERO,
+        },
+    }
+}
+
+struct Site {
+    clock: Arc<ManualClock>,
+    backend: Arc<Hanging>,
+    engine: Arc<Engine>,
+    cell: Arc<KeysetCell>,
+}
+
+impl Site {
+    async fn start() -> Site {
+        let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
+        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+        let seal = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(key) };
+        let store = Arc::new(MemoryStore::new());
+        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, clock.wall()).await.unwrap();
+        let backend = Arc::new(Hanging {
+            local: LocalBackend::new(ledger.keys()),
+            hangs: AtomicBool::new(false),
+            stuck: AtomicUsize::new(0),
+            news: tokio::sync::Notify::new(),
+        });
+        let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::MINUTE));
+        let backends: [Arc<dyn Backend>; 1] = [backend.clone()];
+        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let engine = Engine::new(trusted, Arc::new(ledger), backends, None, Arc::new(Metrics::new()), settings);
+        let declared = Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy()), fits: true };
+        engine.configure(&[declared]).await.unwrap();
+        engine.reconcile_all().await;
+        engine.opened().await;
+        engine.schedule();
+        let cell = engine.keyset("default").unwrap();
+        Site { clock, backend, engine, cell }
+    }
+
+    fn active(&self) -> Option<Serial> {
+        self.cell.snapshot.load().keyring.active().map(|key| key.serial)
+    }
+
+    fn state(&self, serial: Serial) -> Option<KeyState> {
+        self.cell.snapshot.load().keyring.key(serial).map(|key| key.state)
+    }
+
+    /// Lets the engine's tasks run until it is so; the clock stands still meanwhile.
+    async fn until(&self, what: &str, is_so: impl Fn(&Site) -> bool) {
+        let waits = async {
+            while !is_so(self) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(30), waits).await;
+        assert!(waited.is_ok(), "waited for {what}: {:?}", self.cell.snapshot.load().keyring.keys);
+    }
+
+    /// The heartbeat's part: time passes while the daemon is alive.
+    async fn pass(&self, span: Span) {
+        let steps = u32::try_from(span.as_millis() / Span::SECOND.times(20).as_millis()).unwrap();
+        for _ in 0..steps {
+            self.clock.advance(Span::SECOND.times(20));
+            self.engine.pulse().await;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn rotations_and_removals_go_on_while_a_creation_or_destruction_hangs() {
+    let site = Site::start().await;
+    site.pass(Span::MINUTE.times(11)).await;
+    site.until("two successors", |site| {
+        site.state(2) == Some(KeyState::Standby) && site.state(3) == Some(KeyState::Standby)
+    })
+    .await;
+    site.backend.hangs.store(true, Ordering::SeqCst);
+    // The rotation asks for another successor, which never comes.
+    site.pass(Span::MINUTE.times(50)).await;
+    site.until("the first rotation", |site| site.active() == Some(2)).await;
+    site.until("a creation that hangs", |site| site.backend.stuck.load(Ordering::SeqCst) == 1).await;
+    site.pass(Span::MINUTE.times(8)).await;
+    site.until("the end of the first key", |site| site.state(1) == Some(KeyState::Retired)).await;
+    site.pass(Span::MINUTE.times(60)).await;
+    site.until("the second rotation", |site| site.active() == Some(3)).await;
+    assert_eq!(site.backend.stuck.load(Ordering::SeqCst), 1, "one slow step of a keyset at a time");
+}
