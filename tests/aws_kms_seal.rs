@@ -310,3 +310,134 @@ async fn reseal_moves_between_kinds_of_seals_and_keys_and_may_be_interrupted() {
     assert_eq!(status.code(), Some(1));
     assert!(trial.daemon.logs().iter().any(|line| line.contains("was sealed with the key file:")));
 }
+
+#[tokio::test]
+async fn an_installation_forged_while_the_seal_is_away_takes_every_key_out_of_service() {
+    tokio::join!(
+        // An issuer that never was; a data key that the seal did not wrap; something else altogether.
+        is_not_served_forged("\"http://127.0.0.1:8620\"", "\"http://127.0.0.1:8629\""),
+        is_not_served_forged("\"wrapped\": \"", "\"wrapped\": \"AAAA"),
+        is_not_served_forged("{", "["),
+    );
+}
+
+async fn is_not_served_forged(from: &str, to: &str) {
+    let mut trial = Trial::stopped_with(Fault::LoseRequest).await;
+    trial.daemon.start_process().await;
+    let served = trial.jwks().await;
+    let file = trial.daemon.path("keyrings/_installation.json");
+    let stored = std::fs::read_to_string(&file).unwrap();
+    assert!(stored.contains(from), "{stored}");
+    std::fs::write(&file, stored.replacen(from, to, 1)).unwrap();
+    let forged = trial.stored();
+    assert_eq!(trial.jwks().await, served, "nobody can tell yet");
+
+    trial.proxy.clear();
+    eventually("nothing to be served", BACK_WITHIN, async || {
+        let answer = trial.daemon.get("public", "/.well-known/jwks.json").await;
+        (answer.status == 503).then(|| assert_eq!(answer.headers["cache-control"], "no-store"))
+    })
+    .await;
+    for keyset in ["a", "b"] {
+        assert_eq!(trial.daemon.sign_answer(keyset, request()).await.status, 503);
+        let alarms = trial.alarms(keyset).await;
+        assert!(alarms.as_array().unwrap().contains(&json!("frozen")), "{alarms}");
+        let path = format!("/keysets/{keyset}/rotate");
+        let refused = trial.daemon.admin(Method::POST, &path, None).await;
+        assert_eq!(refused.status, 409, "{}", refused.text);
+        assert_eq!(refused.json()["type"], "urn:jwksd:problem:keyset-frozen");
+    }
+    assert_eq!(trial.daemon.get("ops", "/readyz").await.status, 503);
+    assert_eq!(trial.daemon.get("ops", "/livez").await.status, 200);
+    trial.daemon.log_line("what to do", |line| line.0.to_string().contains("repair it and restart")).await;
+    // Nor is it tried again, and the evidence stays.
+    trial.proxy.forget_calls();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(trial.proxy.calls(), []);
+    assert_eq!(trial.stored(), forged);
+    trial.daemon.sigterm().await;
+    let status = trial.daemon.try_start().await.unwrap_err();
+    assert_eq!(status.code(), Some(1), "a start refuses it");
+    std::fs::write(&file, &stored).unwrap();
+    trial.daemon.restart().await;
+    trial.signs("a").await;
+}
+
+#[tokio::test]
+async fn a_kms_that_throttles_every_other_call_delays_a_start_and_nothing_else() {
+    let mut trial = Trial::prepare().await;
+    let throttles = |trial: &Trial| {
+        trial.proxy.nth("*", 1, Fault::Throttle);
+        trial.proxy.each("*", 2, Fault::Throttle);
+    };
+    throttles(&trial);
+    trial.daemon.restart().await;
+    let kids = [trial.signs("a").await, trial.signs("b").await];
+    trial.daemon.sigterm().await;
+
+    trial.proxy.clear();
+    trial.proxy.forget_calls();
+    throttles(&trial);
+    trial.daemon.restart().await;
+    assert_eq!([trial.signs("a").await, trial.signs("b").await], kids);
+    let refused = trial.proxy.calls().iter().filter(|call| call.status.is_none()).count();
+    assert!(refused > 0 && trial.proxy.calls().len() <= 4 * refused, "no storm: {:?}", trial.proxy.calls());
+
+    // While it runs, throttling of every call changes nothing.
+    trial.proxy.forget_calls();
+    trial.proxy.always("*", Fault::Throttle);
+    let rotate = json!({ "allow_unpropagated": true });
+    let rotated = trial.daemon.admin(Method::POST, "/keysets/a/rotate", Some(rotate)).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.text);
+    for _ in 0..200 {
+        assert_ne!(trial.daemon.sign("a", request()).await.kid, kids[0]);
+        assert_eq!(trial.daemon.sign("b", request()).await.kid, kids[1]);
+    }
+    eventually("a new successor", PATIENCE, async || (trial.alarms("a").await == json!([])).then_some(())).await;
+    assert_eq!(trial.proxy.calls(), [], "it is not asked");
+    assert_eq!(trial.daemon.metrics().await.sum("jwksd_signing_failures_total", &[]), Some(0.0));
+}
+
+/// `jwksd_backend_requests_total` of the seal's service.
+async fn counted(daemon: &Daemon, operation: &str, outcome: &str) -> Option<f64> {
+    let labels = [("backend", "aws-kms"), ("operation", operation), ("outcome", outcome)];
+    daemon.metrics().await.sum("jwksd_backend_requests_total", &labels)
+}
+
+#[tokio::test]
+async fn calls_of_the_seal_are_counted_by_kind_and_outcome_retries_one_by_one() {
+    let mut trial = Trial::prepare().await;
+    trial.account.client.create_alias().alias_name("alias/jwksd-seal").target_key_id(&trial.key).send().await.unwrap();
+    trial.daemon.set_seal(&sealed_by("alias/jwksd-seal"));
+    trial.proxy.next("DescribeKey", 2, Fault::Throttle);
+    trial.proxy.next("Encrypt", 1, Fault::Fail);
+    trial.daemon.restart().await;
+    trial.signs("a").await;
+    let answered = |operation: &str| {
+        let calls = trial.proxy.calls().into_iter();
+        calls.filter(|call| call.operation == operation && call.status == Some(200)).count() as f64
+    };
+    assert_eq!(counted(&trial.daemon, "describe", "throttled").await, Some(2.0));
+    assert_eq!(counted(&trial.daemon, "encrypt", "unavailable").await, Some(1.0));
+    for (call, operation) in [("DescribeKey", "describe"), ("Encrypt", "encrypt"), ("Decrypt", "decrypt")] {
+        assert_eq!(counted(&trial.daemon, operation, "ok").await, Some(answered(call)), "{call}");
+    }
+    assert!(answered("DescribeKey") > 0.0 && answered("Encrypt") > 0.0);
+    assert_eq!(counted(&trial.daemon, "decrypt", "denied").await, Some(0.0), "there from the start");
+    trial.daemon.sigterm().await;
+
+    trial.proxy.forget_calls();
+    trial.proxy.next("Decrypt", 1, Fault::Hang);
+    trial.proxy.next("Decrypt", 2, Fault::Deny);
+    trial.daemon.start_process().await;
+    trial.signs("a").await;
+    assert_eq!(counted(&trial.daemon, "decrypt", "timeout").await, Some(1.0));
+    assert_eq!(counted(&trial.daemon, "decrypt", "denied").await, Some(2.0));
+    assert_eq!(counted(&trial.daemon, "decrypt", "ok").await, Some(trial.proxy.count("Decrypt") as f64 - 3.0));
+    let durations = [("backend", "aws-kms"), ("operation", "decrypt")];
+    let metrics = trial.daemon.metrics().await;
+    let timed = metrics.sum("jwksd_backend_request_duration_seconds_count", &durations);
+    assert_eq!(timed, Some(trial.proxy.count("Decrypt") as f64));
+    let lasted = metrics.sum("jwksd_backend_request_duration_seconds_sum", &durations);
+    assert!(lasted > Some(2.0), "{lasted:?}");
+}

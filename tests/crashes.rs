@@ -17,6 +17,7 @@ use futures_util::stream::{self, StreamExt};
 use jwksd::seal::file::FileKey;
 use reqwest::Method;
 use serde_json::{Value, json};
+use support::localstack::{LocalStack, REGION};
 use support::tools::{preloaded, repository};
 use support::{Daemon, PATIENCE, eventually, unix_now};
 use tokio::time::{Instant, sleep};
@@ -64,23 +65,52 @@ async fn a_compromise_and_imports_killed_at_any_change_are_carried_out_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reseal_killed_at_any_change_is_completed_by_the_next() {
-    let origin = stopped().await;
+    let origin = stopped(fresh()).await;
     fs::rename(origin.path("seal.key"), origin.path("former.key")).unwrap();
     FileKey::load_or_create(&origin.path("seal.key")).unwrap();
-    let config = fs::read_to_string(origin.path("jwksd.toml")).unwrap();
-    let previous = "[seal.previous.former]\nkind = \"file\"\npath = \"former.key\"\n";
-    fs::write(origin.path("jwksd.toml"), format!("{config}\n{previous}")).unwrap();
-    let before = record(&origin);
-    let origin = origin.path("");
+    let file = |name: &str| format!("kind = \"file\"\npath = \"{name}\"");
+    resealed_whenever_it_is_killed(&origin, fresh, &file("seal.key"), &file("former.key")).await;
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reseal_to_and_from_aws_kms_killed_at_any_change_is_completed_by_the_next() {
+    let account = LocalStack::shared().await.account();
+    let key = account.client.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap();
+    let (file, kms) = ("kind = \"file\"\npath = \"seal.key\"", format!("kind = \"aws-kms\"\nkey_id = \"{key}\""));
+    let fresh = || {
+        let endpoint = &account.endpoint;
+        let table = format!("[backend.aws-kms]\nregion = \"{REGION}\"\nendpoint_url = \"{endpoint}\"\n");
+        let mut daemon = fresh();
+        daemon.add_tables(&table);
+        account.environment().iter().for_each(|(name, value)| daemon.set_env(name, Some(value)));
+        daemon
+    };
+    resealed_whenever_it_is_killed(&stopped(fresh()).await, fresh, &kms, file).await;
+
+    let mut sealed = fresh();
+    sealed.set_seal(&kms);
+    let origin = stopped(sealed).await;
+    FileKey::load_or_create(&origin.path("seal.key")).unwrap();
+    resealed_whenever_it_is_killed(&origin, fresh, file, &kms).await;
+}
+
+/// Kills a reseal at each of its changes. The next one completes it, and what sealed before is not needed any more.
+async fn resealed_whenever_it_is_killed(origin: &Daemon, fresh: impl Fn() -> Daemon, to: &str, from: &str) {
+    let before = record(origin);
+    let copied = || {
+        let mut daemon = fresh();
+        copy(&origin.path(""), &daemon.path(""));
+        daemon.set_seal(&format!("{to}\n\n[seal.previous.former]\n{from}"));
+        daemon
+    };
     let changes = count(async || {
-        let daemon = copy_of(&origin);
+        let daemon = copied();
         assert!(reseal(&daemon, Some(0)).await.success());
         (daemon, Seen::default())
     })
     .await;
     killed_at_each(&changes, async |change| {
-        let mut daemon = copy_of(&origin);
+        let mut daemon = copied();
         killed_or_done_before(change, reseal(&daemon, Some(change)).await, &daemon);
         assert!(reseal(&daemon, None).await.success());
         let after = record(&daemon);
@@ -89,8 +119,13 @@ async fn a_reseal_killed_at_any_change_is_completed_by_the_next() {
         };
         assert_eq!(kids(&after), kids(&before), "no key was lost or made");
         assert_ne!(after["data_key"], before["data_key"]);
-        fs::remove_file(daemon.path("former.key")).unwrap();
+        // Not there, not named: not needed.
+        if let Some((_, former)) = from.rsplit_once("path = ") {
+            fs::remove_file(daemon.path(former.trim_matches('"'))).unwrap();
+        }
+        daemon.set_seal(to);
         daemon.restart().await;
+        signs(&daemon).await;
         healthy(&daemon).await;
     })
     .await;
@@ -98,7 +133,7 @@ async fn a_reseal_killed_at_any_change_is_completed_by_the_next() {
 
 /// The script of requests, killed at each change and repeated by the next daemon.
 async fn carried_out_once(script: impl AsyncFn(&Daemon, &mut History) -> Option<()>) {
-    let model = stopped().await;
+    let model = stopped(fresh()).await;
     let origin = model.path("");
     let script = &script;
     let changes = count(async || {
@@ -287,8 +322,8 @@ fn killed_or_done_before(change: usize, status: std::process::ExitStatus, daemon
 }
 
 /// A daemon that ran until it had nothing left to do and ended in order.
-async fn stopped() -> Daemon {
-    let mut daemon = Daemon::builder().tables(QUIET).start().await;
+async fn stopped(mut daemon: Daemon) -> Daemon {
+    daemon.restart().await;
     settled(&daemon).await;
     assert!(daemon.sigterm().await.success());
     daemon
@@ -300,9 +335,8 @@ fn record(daemon: &Daemon) -> Value {
 
 /// Runs `jwksd reseal` in the daemon's folder, killed at a change where one is given.
 async fn reseal(daemon: &Daemon, kill_at: Option<usize>) -> std::process::ExitStatus {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_jwksd"));
-    command.args(["reseal", "--config", "jwksd.toml"]).current_dir(daemon.path("")).kill_on_drop(true);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut command = tokio::process::Command::from(daemon.command(&["reseal"]));
+    command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null());
     if let Some(change) = kill_at {
         command.env("LD_PRELOAD", preloaded("crashes/shim.c")).env("FAULTS_KILL_AT", change.to_string());
         command.env("FAULTS_REPORT", daemon.path("changes"));
@@ -463,6 +497,15 @@ fn is_settled(record: &str) -> bool {
         "retiring" => !key["stopped_at"].is_null(),
         _ => true,
     })
+}
+
+/// A seal that lives elsewhere opens after the listeners.
+async fn signs(daemon: &Daemon) {
+    eventually("a signature", PATIENCE, async || {
+        let answer = daemon.sign_answer("main", json!({ "claims": { "sub": "s", "aud": "a" } })).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 async fn healthy(daemon: &Daemon) {

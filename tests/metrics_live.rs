@@ -4,6 +4,7 @@
 //! - `jwksd_signing_failures_total` with any reason but `no_active_key`: the local backend neither fails nor is remote, a
 //!   file store is never stale, and a thousand queued signatures are no test for a shared machine;
 //! - `jwksd_backend_requests_total` with `operation="sign"` and every outcome but `ok`: local signatures are no requests;
+//!   those with `encrypt`, `decrypt` and `describe` are a seal's in AWS KMS (tests/aws_kms_seal.rs);
 //! - `jwksd_publication_mismatch`: there are no probes; `jwksd_staleness_limit_seconds`: 0 with a file store;
 //! - `jwksd_jwks_requests_total` with `code="other"`: what is no JWKS path belongs to no issuer;
 //! - `jwksd_rotations_total` with `compromise` (a new key, not the compromise, takes over: `revocation`) and

@@ -124,6 +124,7 @@ fn keyring(keyset: &Name, lineage: &str, keys: &DataKeys) -> Keyring {
         banned: vec![],
         next_serial: 4,
         last_promotion_at: None,
+        disabled_switch_at: None,
         hold: None,
         drained: false,
         confirmed_algorithm: None,

@@ -8,7 +8,7 @@ use super::access::{AccessError, fresh_token};
 use crate::aws_kms::SdkKms;
 use crate::config::{Config, Initialise, SealKey, TokenSource};
 use crate::keyring::time::Timestamp;
-use crate::seal::aws_kms::AwsKmsKey;
+use crate::seal::aws_kms::{AwsKmsKey, CallCounter};
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::Store;
@@ -37,11 +37,18 @@ pub(super) enum Opened {
 pub(super) struct Unsealing {
     store: Arc<dyn Store>,
     keys: Vec<Arc<dyn KeyEncryptionKey>>,
+    /// Counts what the keys ask their service.
+    pub(super) calls: Arc<CallCounter>,
     /// Nothing is initialised, and that may be done.
     initialise: bool,
 }
 
 impl Unsealing {
+    fn new(config: &Config, store: Arc<dyn Store>, initialise: bool) -> Result<Self, AppError> {
+        let calls = Arc::default();
+        Ok(Unsealing { store, keys: keys(config, &calls)?, calls, initialise })
+    }
+
     /// Opens the store, or initialises it; continues what an earlier attempt began.
     pub async fn attempt(&self, now: Timestamp) -> Result<Ledger, LedgerError> {
         let Some(primary) = self.keys.first().filter(|_| self.initialise) else {
@@ -66,7 +73,7 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppE
     match Ledger::inspect(store.as_ref(), evidence).await? {
         Initialisation::Initialised if remote => {
             let claims = Unauthenticated::read(store.clone()).await?;
-            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: false }))
+            Ok(Opened::Sealed(claims, Unsealing::new(config, store, false)?))
         }
         Initialisation::Initialised => Ok(Opened::Ledger(open_initialised(config, store).await?)),
         // `jwksd init` began and did not end; or it never ran.
@@ -76,7 +83,7 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppE
         _ if remote => {
             announce(make_tokens(config)?);
             let claims = Unauthenticated::uninitialised(store.clone());
-            Ok(Opened::Sealed(claims, Unsealing { store, keys: keys(config)?, initialise: true }))
+            Ok(Opened::Sealed(claims, Unsealing::new(config, store, true)?))
         }
         _ => {
             let (ledger, made) = make(config, store, evidence, now).await?;
@@ -113,7 +120,7 @@ pub async fn open_for_maintenance(
         return Err(AppError::NotInitialised { path: config.store.path.clone() });
     }
     let store: Arc<dyn Store> = Arc::new(FileStore::open(&config.store.path)?);
-    Ok((store, keys(config)?))
+    Ok((store, keys(config, &Arc::default())?))
 }
 
 pub(super) async fn memory(now: Timestamp) -> Result<Ledger, AppError> {
@@ -126,11 +133,11 @@ pub(super) async fn memory(now: Timestamp) -> Result<Ledger, AppError> {
 }
 
 async fn open_initialised(config: &Config, store: Arc<dyn Store>) -> Result<Ledger, AppError> {
-    Ok(Ledger::open(store, &keys(config)?).await?)
+    Ok(Ledger::open(store, &keys(config, &Arc::default())?).await?)
 }
 
 /// The key-encryption keys of a configuration, the one that seals first. Keys elsewhere are not asked.
-fn keys(config: &Config) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
+fn keys(config: &Config, calls: &Arc<CallCounter>) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
     let mut kms = None;
     let mut keys: Vec<Arc<dyn KeyEncryptionKey>> = Vec::new();
     for (_, key) in config.seal.keys() {
@@ -138,7 +145,7 @@ fn keys(config: &Config) -> Result<Vec<Arc<dyn KeyEncryptionKey>>, AppError> {
             SealKey::File { path } => Arc::new(FileKey::load(path)?),
             SealKey::AwsKms { key_id } => {
                 let api = kms.get_or_insert_with(|| Arc::new(SdkKms::new(config.aws_kms.clone())));
-                Arc::new(AwsKmsKey::new(api.clone(), key_id))
+                Arc::new(AwsKmsKey::new(api.clone(), key_id).counted_by(calls))
             }
         });
     }

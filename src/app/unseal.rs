@@ -31,6 +31,7 @@ impl Sealed {
     /// # Errors
     /// What refuses a start, as long as no listener is open. Later nothing does: what cannot be trusted is not served.
     pub async fn unseal(&self, engine: &Arc<Engine>, failed: &Notify) -> Result<(), AppError> {
+        self.unsealing.calls.start(&engine.metrics, engine.clock.clock().clone());
         let mut failures: u32 = 0;
         loop {
             let began = engine.clock.boot();

@@ -18,6 +18,7 @@ use crate::backend::verify::verify;
 use crate::backend::{BackendError, BackendErrorKind, LocalSigner, RemoteSigner, Signer};
 use crate::keyring::claims::{ClaimError, SignRequest};
 use crate::keyring::jwk::Kid;
+use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
 use crate::telemetry::audit::{SignatureLine, signature};
 use crate::telemetry::metrics::{BackendOperation, SigningFailure};
@@ -208,15 +209,7 @@ impl Engine {
             })
             .await;
         note_health(cell, signed.as_ref().err());
-        match &signed {
-            Err(SignFailure::Ours { reason: SigningFailure::KeyDisabled, .. }) => {
-                if cell.remote.report(active.serial) {
-                    cell.wake.notify_one();
-                }
-            }
-            Ok(_) => cell.remote.absolve(active.serial),
-            Err(_) => {}
-        }
+        note_disabled(cell, active.serial, signed.as_ref().err());
         signed
     }
 
@@ -262,6 +255,7 @@ impl Engine {
                 tracing::warn!(keyset = %cell.name, kid = %active.kid, reason = reason.as_str(), error = %cause, "the active key does not sign; it is tried again");
             }
             note_health(&cell, verified.as_ref().err());
+            note_disabled(&cell, active.serial, verified.as_ref().err());
         });
     }
 
@@ -315,6 +309,19 @@ fn note_health(cell: &KeysetCell, failure: Option<&SignFailure>) {
     };
     if cell.remote.note(signs) {
         cell.wake.notify_one();
+    }
+}
+
+/// Remembers whether the backend called the key disabled, so that it is looked into.
+fn note_disabled(cell: &KeysetCell, serial: Serial, failure: Option<&SignFailure>) {
+    match failure {
+        Some(SignFailure::Ours { reason: SigningFailure::KeyDisabled, .. }) => {
+            if cell.remote.report(serial) {
+                cell.wake.notify_one();
+            }
+        }
+        None => cell.remote.absolve(serial),
+        Some(_) => {}
     }
 }
 

@@ -128,6 +128,7 @@ impl Keyring {
             banned: Vec::new(),
             next_serial: 1,
             last_promotion_at: None,
+            disabled_switch_at: None,
             hold: None,
             drained: false,
             confirmed_algorithm: None,
@@ -219,6 +220,9 @@ impl Keyring {
             Change::Propagated(serials) => self.move_each(serials, KeyEvent::Propagated, "propagated", now),
             Change::Promote { serial, trigger, unpropagated } => {
                 self.promote(*serial, *unpropagated, now);
+                if *trigger == Trigger::KeyDisabled {
+                    self.disabled_switch_at = Some(now);
+                }
                 let kid = self.kid_of(*serial);
                 let detail = unpropagated.then(|| "signs before it was published for propagation".to_owned());
                 self.note(now, "promoted", SYSTEM, Some(trigger.as_str()), kid, detail);
@@ -241,6 +245,7 @@ impl Keyring {
                     key.activated_at = key.activated_at.map(|at| at.min(now));
                 }
                 self.last_promotion_at = self.last_promotion_at.map(|at| at.min(now));
+                self.disabled_switch_at = self.disabled_switch_at.map(|at| at.min(now));
                 self.note(now, "rebased", SYSTEM, Some("stored times were ahead of the accepted clock"), [], None);
             }
             Change::HoldEnded => {

@@ -160,6 +160,7 @@ impl<'a> View<'a> {
         let ahead = |at: Option<Timestamp>| at.is_some_and(|at| at > now + FUTURE_TOLERATED);
         let keyring = self.keyring;
         let wrong = ahead(keyring.last_promotion_at)
+            || ahead(keyring.disabled_switch_at)
             || keyring
                 .keys
                 .iter()

@@ -35,6 +35,10 @@ pub struct Keyring {
     pub banned: Vec<String>,
     pub next_serial: Serial,
     pub last_promotion_at: Option<Timestamp>,
+    /// When a successor last took over from a key that its backend had disabled. Not read from the audit log: a busy keyset
+    /// could push the entry out within the hour that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_switch_at: Option<Timestamp>,
     pub hold: Option<Hold>,
     /// An operator ended this keyset; its keys leave as their tokens expire and no new ones are made.
     pub drained: bool,

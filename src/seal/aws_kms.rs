@@ -4,7 +4,7 @@
 //! seal at local speed, whatever becomes of the service.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +14,9 @@ use zeroize::Zeroizing;
 
 use super::cipher::random;
 use super::{KeyEncryptionKey, SealError};
-use crate::aws_kms::{EncryptionContext, KmsApi, KmsError, KmsErrorKind};
+use crate::aws_kms::{AWS_KMS, EncryptionContext, KmsApi, KmsError, KmsErrorKind};
+use crate::clock::Clock;
+use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, Metrics};
 
 /// How long one attempt may take. The first one also fetches credentials.
 const ATTEMPT: Duration = Duration::from_millis(2500);
@@ -36,18 +38,64 @@ pub struct AwsKmsKey {
     named: String,
     /// Which key that is; asked once, so that an alias that moves does not move a running daemon's seal.
     arn: OnceCell<String>,
+    counter: Arc<CallCounter>,
+}
+
+/// Counts calls, retries one by one, as those of the backend `aws-kms`. Keys are made before there are metrics: calls
+/// before [`start`](Self::start) are not counted.
+#[derive(Default)]
+pub struct CallCounter(OnceLock<(BackendMetrics, Arc<dyn Clock>)>);
+
+impl CallCounter {
+    /// Makes the series appear. Repeating it changes nothing.
+    pub fn start(&self, metrics: &Metrics, clock: Arc<dyn Clock>) {
+        self.0.get_or_init(|| (metrics.register_backend(AWS_KMS), clock));
+    }
+
+    fn begin(&self, operation: BackendOperation) -> Counted<'_> {
+        let began = self.0.get().map(|(_, clock)| clock.monotonic()).unwrap_or_default();
+        Counted { counter: self, operation, began, outcome: BackendOutcome::Timeout }
+    }
+}
+
+/// A call under way. One that is given up is counted as a timeout.
+struct Counted<'a> {
+    counter: &'a CallCounter,
+    operation: BackendOperation,
+    began: Duration,
+    outcome: BackendOutcome,
+}
+
+impl Counted<'_> {
+    fn ended<T>(mut self, result: &Result<T, KmsError>) {
+        self.outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some((metrics, clock)) = self.counter.0.get() {
+            metrics.requested(self.operation, self.outcome, clock.monotonic().saturating_sub(self.began));
+        }
+    }
 }
 
 impl AwsKmsKey {
     /// The key that `named` means to the service: an ARN, a key ID, or an alias. Nothing is asked yet.
     pub fn new(api: Arc<dyn KmsApi>, named: &str) -> Self {
         let arn = if is_key_arn(named) { OnceCell::new_with(Some(named.to_owned())) } else { OnceCell::new() };
-        AwsKmsKey { api, named: named.to_owned(), arn }
+        AwsKmsKey { api, named: named.to_owned(), arn, counter: Arc::default() }
+    }
+
+    /// The same key, with its calls counted there.
+    #[must_use]
+    pub fn counted_by(self, counter: &Arc<CallCounter>) -> Self {
+        AwsKmsKey { counter: counter.clone(), ..self }
     }
 
     async fn arn(&self) -> Result<&str, SealError> {
         let ask = || async {
-            let found = self.persist(|| self.api.describe_key(&self.named)).await;
+            let found = self.persist(BackendOperation::Describe, || self.api.describe_key(&self.named)).await;
             let key = found.map_err(|error| self.failed(error))?;
             if !key.encrypts {
                 let problem = "it is not a symmetric key for encryption; make one with KeySpec SYMMETRIC_DEFAULT";
@@ -59,14 +107,16 @@ impl AwsKmsKey {
     }
 
     /// Tries again what may pass soon, until the deadline.
-    async fn persist<T, F>(&self, call: impl Fn() -> F) -> Result<T, Option<KmsError>>
+    async fn persist<T, F>(&self, operation: BackendOperation, call: impl Fn() -> F) -> Result<T, Option<KmsError>>
     where
         F: Future<Output = Result<T, KmsError>>,
     {
         let mut last = None;
         let attempts = async {
             for attempt in 1..=ATTEMPTS {
-                match timeout(ATTEMPT, call()).await {
+                let counted = self.counter.begin(operation);
+                let answered = timeout(ATTEMPT, call()).await.inspect(|answer| counted.ended(answer));
+                match answered {
                     Ok(Ok(answer)) => return Some(answer),
                     Ok(Err(error)) => {
                         let transient = error.kind.is_transient();
@@ -110,14 +160,14 @@ impl KeyEncryptionKey for AwsKmsKey {
     async fn wrap(&self, context: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
         let arn = self.arn().await?;
         let bound_to = encryption_context(context);
-        let encrypted = self.persist(|| self.api.encrypt(arn, plaintext, &bound_to)).await;
+        let encrypted = self.persist(BackendOperation::Encrypt, || self.api.encrypt(arn, plaintext, &bound_to)).await;
         Ok(encrypted.map_err(|error| self.failed(error))?.ciphertext)
     }
 
     async fn unwrap(&self, context: &str, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let arn = self.arn().await?;
         let bound_to = encryption_context(context);
-        let decrypted = self.persist(|| self.api.decrypt(arn, wrapped, &bound_to)).await;
+        let decrypted = self.persist(BackendOperation::Decrypt, || self.api.decrypt(arn, wrapped, &bound_to)).await;
         decrypted.map_err(|error| match error {
             Some(error) if error.kind == KmsErrorKind::InvalidCiphertext => {
                 SealError::Mismatch { key: arn.to_owned(), what: format!("`{context}`") }
@@ -130,6 +180,22 @@ impl KeyEncryptionKey for AwsKmsKey {
 impl std::fmt::Debug for AwsKmsKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AwsKmsKey").field("named", &self.named).field("arn", &self.arn.get()).finish_non_exhaustive()
+    }
+}
+
+fn outcome_of(kind: KmsErrorKind) -> BackendOutcome {
+    match kind {
+        KmsErrorKind::Unavailable => BackendOutcome::Unavailable,
+        KmsErrorKind::Timeout => BackendOutcome::Timeout,
+        KmsErrorKind::Throttled => BackendOutcome::Throttled,
+        KmsErrorKind::Denied => BackendOutcome::Denied,
+        KmsErrorKind::Disabled | KmsErrorKind::InvalidState => BackendOutcome::KeyDisabled,
+        KmsErrorKind::NotFound => BackendOutcome::NotFound,
+        KmsErrorKind::AlreadyExists
+        | KmsErrorKind::InvalidCiphertext
+        | KmsErrorKind::Quota
+        | KmsErrorKind::Unsupported
+        | KmsErrorKind::Other => BackendOutcome::Failed,
     }
 }
 

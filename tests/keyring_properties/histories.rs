@@ -268,6 +268,9 @@ fn scramble(keyring: &mut Keyring, mut times: impl FnMut() -> Timestamp) {
     if keyring.last_promotion_at.is_some() {
         keyring.last_promotion_at = Some(times());
     }
+    if keyring.disabled_switch_at.is_some() {
+        keyring.disabled_switch_at = Some(times());
+    }
     for floor in &mut keyring.floors {
         floor.until = times();
     }

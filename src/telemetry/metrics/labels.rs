@@ -95,6 +95,12 @@ label_values! {
         Destroy => "destroy",
         /// Take over an existing private key.
         Import => "import",
+        /// Seal a data key with the seal's key.
+        Encrypt => "encrypt",
+        /// Unseal a data key with the seal's key.
+        Decrypt => "decrypt",
+        /// Say which key the seal's name means.
+        Describe => "describe",
     }
 }
 
