@@ -254,8 +254,8 @@ async fn every_member_of_every_answer_moves_and_is_described() {
 
     let back = it.done("/keysets/default/rollback", json!({ "reason": "too early" })).await;
     assert_eq!(back["changes"][0]["kid"], before["active_kid"], "{back}");
-    let again = it.post("/keysets/default/rollback", json!({})).await;
-    assert_eq!((again.status, again.slug().as_str()), (409, "nothing-to-roll-back"));
+    let forth = it.done("/keysets/default/rollback", json!({ "reason": "that was a mistake" })).await;
+    assert_eq!(forth["changes"][0]["kid"], now_active, "{forth}");
     assert_eq!(it.call("none", Method::DELETE, "/keysets/default/hold", None).await.status, 204);
 
     // A revocation with declared verifiers and one without.
@@ -270,7 +270,8 @@ async fn every_member_of_every_answer_moves_and_is_described() {
     let call = Call::post(&it.daemon, "admin", &path).bearer(deputy.trim());
     let body = json!({ "reason": "a drill" });
     let other = it.send("outcome", &Method::POST, &path[3..], Some(body), call).await.json();
-    assert_eq!(other["exposure"], json!({ "until": null, "unbounded": [] }));
+    assert!(other["exposure"]["until"].is_string(), "the issuer's own caches: {other}");
+    assert_eq!(other["exposure"]["unbounded"], json!([]));
     it.show("second").await;
 
     let key = json!({ "private_key": vector("p256-pkcs8.pem"), "kid": "old-kid", "max_token_life": "1h" });

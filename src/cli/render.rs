@@ -149,7 +149,7 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
             None => {
                 _ = writeln!(
                     text,
-                    "  it is not known until when caches may accept the key: no bounded verifier is declared"
+                    "  it is not known until when caches may accept the key: read the answer of a newer daemon"
                 )
             }
         }

@@ -132,7 +132,8 @@ pub struct VerifierOutlook {
 /// How long a revoked key may still be accepted somewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Exposure {
-    /// When the last declared cache that forgets by itself has forgotten the key; null when none is known.
+    /// When the last declared cache that forgets by itself has forgotten the key: the issuer's own, and declared verifiers
+    /// behind them. Null only in answers that an earlier release gave.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
     /// Verifiers that forget only at a restart.
@@ -357,15 +358,14 @@ impl Draft<'_> {
         let Some(former) = demoted else { return refuse("no key was demoted yet") };
         match former.state {
             KeyState::Revoked => return refuse("the most recently demoted key is revoked"),
-            KeyState::Retiring if former.rolled_back => {
-                return refuse("the most recently demoted key was itself rolled back from; rotate to go forward");
-            }
             KeyState::Retiring if former.private.is_some() => {}
             _ => return refuse("the most recently demoted key has retired"),
         }
         let (now, from, to) = (self.facts.now, active.serial, former.serial);
         self.next.promote(to, false, now);
+        // The mark is the operator's last word on a key, so that rolling back twice takes the first one back.
         self.next.edit(from, |key| key.rolled_back = true);
+        self.next.edit(to, |key| key.rolled_back = false);
         let reason = self.request.reason.clone().unwrap_or_else(|| "rolled back".to_owned());
         self.next.hold(Hold { reason, until: None, actor: self.request.actor.clone(), since: now });
         self.warnings.push("a hold is set: the schedule promotes nothing until it is resumed".to_owned());
@@ -552,6 +552,11 @@ impl Draft<'_> {
         if verifiers.is_empty() && promoted.is_some() && next.policy.rotation.verifiers.is_empty() {
             warnings.push("no verifiers are declared: declare them to learn what each has seen".to_owned());
         }
+        if revokes && self.before.policy.rotation.verifiers.is_empty() {
+            warnings.push(
+                "no verifiers are declared: exposure covers the issuer's caches alone, and a verifier that caches keys itself may accept the key for longer".to_owned(),
+            );
+        }
         Outcome {
             action: self.action().to_owned(),
             dry_run: self.request.dry_run,
@@ -583,11 +588,12 @@ impl Draft<'_> {
 
     fn exposure(&self) -> Exposure {
         let policy = &self.before.policy;
-        let caches = policy.issuer.cache_span() + policy.rotation.clock_skew;
+        let caches = policy.issuer.cache_span() + policy.rotation.publish_lag + policy.rotation.clock_skew;
         let bounded = policy.rotation.verifiers.iter().filter_map(|verifier| verifier.keeps_old);
+        let slowest = bounded.max().unwrap_or(Span::ZERO);
         let unbounded = policy.rotation.verifiers.iter().filter(|verifier| verifier.keeps_old.is_none());
         Exposure {
-            until: bounded.max().map(|longest| self.facts.now + caches + longest),
+            until: Some(self.facts.now + caches + slowest),
             unbounded: unbounded.map(|verifier| verifier.name.clone()).collect(),
         }
     }

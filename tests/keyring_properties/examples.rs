@@ -241,7 +241,7 @@ fn a_hold_does_not_stop_revocation_or_the_end_of_a_revoked_key() {
 }
 
 #[test]
-fn rollback_puts_the_former_key_back_once_and_sets_a_hold() {
+fn rollback_puts_the_former_key_back_and_sets_a_hold() {
     let mut world = settled();
     assert!(matches!(world.ask(Intent::Rollback), Err(Refusal::NothingToRollBack { .. })));
     world.ask(rotate()).unwrap();
@@ -249,7 +249,54 @@ fn rollback_puts_the_former_key_back_once_and_sets_a_hold() {
     world.ask(Intent::Rollback).unwrap();
     assert_eq!((world.active(), world.state(2)), (Some(1), KeyState::Retiring));
     assert!(world.keyring.hold.is_some());
+}
+
+#[test]
+fn a_rollback_is_taken_back_by_another_one() {
+    let mut world = settled();
+    world.ask(rotate()).unwrap();
+    world.pass(MINUTE);
+    let mark = |world: &World, serial| world.keyring.key(serial).unwrap().rolled_back;
+    for (to, from) in [(1, 2), (2, 1), (1, 2)] {
+        let answer = world.ask(Intent::Rollback).unwrap();
+        assert_eq!((world.active(), world.state(from)), (Some(to), KeyState::Retiring));
+        assert!(answer.safe && !answer.unpropagated, "verifiers know both");
+        assert_eq!((mark(&world, to), mark(&world, from)), (false, true));
+        assert!(world.keyring.hold.is_some());
+        world.pass(Span::SECOND);
+    }
+    world.pass(minutes(8));
+    assert_eq!(world.state(2), KeyState::Retiring, "a hold keeps what it may be needed for");
+    world.ask(Intent::Resume).unwrap();
+    world.pass(minutes(1));
+    assert_eq!(world.state(2), KeyState::Retired);
     assert!(matches!(world.ask(Intent::Rollback), Err(Refusal::NothingToRollBack { .. })));
+}
+
+#[test]
+fn exposure_covers_the_declared_caches_whether_or_not_verifiers_are_declared() {
+    let verifier = |name: &str, keeps_old| Verifier { name: name.to_owned(), sees_new: Span::ZERO, keeps_old };
+    for (verifiers, slowest, unbounded) in [
+        (vec![], Span::ZERO, vec![]),
+        (vec![verifier("vault", None)], Span::ZERO, vec!["vault"]),
+        (vec![verifier("a", Some(MINUTE)), verifier("b", Some(minutes(9)))], minutes(9), vec![]),
+        (vec![verifier("a", Some(MINUTE)), verifier("vault", None)], MINUTE, vec!["vault"]),
+    ] {
+        let mut policy = policy();
+        policy.issuer.caches = vec![MINUTE, Span::from_secs(30)];
+        policy.issuer.stale_if_error = Span::from_secs(7);
+        policy.rotation.verifiers = verifiers.clone();
+        let caches = Span::from_secs(97) + policy.rotation.clock_skew;
+        let mut world = World::first(policy);
+        world.settle();
+        let dry = Request { dry_run: true, ..request(Intent::Revoke { serial: 1 }) };
+        let answer = world.request(&dry).unwrap();
+        let exposure = answer.exposure.unwrap();
+        assert_eq!(exposure.until, Some(world.now + caches + slowest), "{verifiers:?}");
+        assert_eq!(exposure.unbounded, unbounded);
+        let warned = answer.warnings.iter().any(|warning| warning.contains("no verifiers are declared: exposure"));
+        assert_eq!(warned, verifiers.is_empty(), "{:?}", answer.warnings);
+    }
 }
 
 #[test]
