@@ -237,6 +237,7 @@ async fn operators_work_with_the_daemon_from_the_command_line() {
 
     assert!(done(&daemon, &["compromise", "--yes"]).await.out.contains("every key is revoked"));
     assert_eq!(done(&daemon, &["drain", "--yes", "-o", "json"]).await.json()["action"], "drain");
+    assert_eq!(done(&daemon, &["drain", "--undo", "--dry-run", "-o", "json"]).await.json()["action"], "undrain");
     fails(&daemon, 3, &["rotate"]).await;
 }
 

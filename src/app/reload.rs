@@ -99,7 +99,7 @@ impl Reloader {
             action: "reload",
             generation: 0, // Known once it is written down.
             changed,
-            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            warnings: loaded.warnings.iter().map(ToString::to_string).chain(self.engine.remarks()).collect(),
             restart_needed: restart_needed(&running.started, &loaded.config),
         };
         running.config = loaded.config;

@@ -62,14 +62,21 @@ pub(super) async fn rotate(
     let admin = Client::new(global, Which::Admin)?;
     let keyset = chosen(&admin, keyset).await?;
     let risky = allow_unpropagated || body.contains_key("confirm_algorithm");
-    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/rotate"), body, action, risky).await
+    carry_out(global, &admin, (Method::POST, &format!("/v1/keysets/{keyset}/rotate")), body, action, risky).await
 }
 
 /// compromise, rollback, drain
-pub(super) async fn act(global: &Global, keyset: Option<&str>, name: &str, action: &Action) -> Outcome {
+pub(super) async fn act(
+    global: &Global,
+    keyset: Option<String>,
+    name: &str,
+    method: Method,
+    action: &Action,
+) -> Outcome {
     let admin = Client::new(global, Which::Admin)?;
-    let keyset = chosen(&admin, keyset).await?;
-    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/{name}"), body_of(&action.request), action, true).await
+    let keyset = chosen(&admin, keyset.as_deref()).await?;
+    let path = format!("/v1/keysets/{keyset}/{name}");
+    carry_out(global, &admin, (method, &path), body_of(&action.request), action, true).await
 }
 
 pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) -> Outcome {
@@ -83,7 +90,7 @@ pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) 
     let shown = admin.get(&format!("/v1/keysets/{keyset}?history=true")).await?;
     let kid = resolve(&shown, key)?;
     let path = format!("/v1/keysets/{keyset}/keys/{}/revoke", escaped(&kid));
-    carry_out(global, &admin, &path, body_of(&action.request), action, true).await
+    carry_out(global, &admin, (Method::POST, &path), body_of(&action.request), action, true).await
 }
 
 pub(super) async fn hold(global: &Global, keyset: Option<&str>, until: Option<String>, request: &Unasked) -> Outcome {
@@ -280,7 +287,7 @@ pub(super) async fn healthcheck(global: &Global, sign: bool) -> Outcome {
 async fn carry_out(
     global: &Global,
     admin: &Client,
-    path: &str,
+    (method, path): (Method, &str),
     body: Map<String, Value>,
     action: &Action,
     risky: bool,
@@ -288,10 +295,10 @@ async fn carry_out(
     if risky && !action.request.dry_run && !action.yes {
         let mut trial = body.clone();
         trial.insert("dry_run".to_owned(), true.into());
-        let outcome = admin.send(Method::POST, path, Some(&trial.into())).await?;
+        let outcome = admin.send(method.clone(), path, Some(&trial.into())).await?;
         confirm(&render::outcome(&outcome, false))?;
     }
-    let outcome = persist(admin, Method::POST, path, &body.into(), action.request.wait).await?;
+    let outcome = persist(admin, method, path, &body.into(), action.request.wait).await?;
     show(global, &outcome);
     Ok(())
 }

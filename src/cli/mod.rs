@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use reqwest::Method;
 
 use crate::keyring::time::{Span, Timestamp};
 
@@ -123,6 +124,9 @@ enum Command {
     /// End a keyset: it signs no more, its keys leave as their tokens expire
     Drain {
         keyset: Option<String>,
+        /// Let a drained keyset sign again
+        #[arg(long)]
+        undo: bool,
         #[command(flatten)]
         action: Action,
     },
@@ -293,9 +297,14 @@ async fn remote(global: &Global, command: Command) -> Outcome {
             keysets::rotate(global, keyset.as_deref(), allow_unpropagated, confirm_algorithm, &action).await
         }
         Command::Revoke { target, action } => keysets::revoke(global, &target, &action).await,
-        Command::Compromise { keyset, action } => keysets::act(global, keyset.as_deref(), "compromise", &action).await,
-        Command::Rollback { keyset, action } => keysets::act(global, keyset.as_deref(), "rollback", &action).await,
-        Command::Drain { keyset, action } => keysets::act(global, keyset.as_deref(), "drain", &action).await,
+        Command::Compromise { keyset, action } => {
+            keysets::act(global, keyset, "compromise", Method::POST, &action).await
+        }
+        Command::Rollback { keyset, action } => keysets::act(global, keyset, "rollback", Method::POST, &action).await,
+        Command::Drain { keyset, undo, action } => {
+            let method = if undo { Method::DELETE } else { Method::POST };
+            keysets::act(global, keyset, "drain", method, &action).await
+        }
         Command::Hold { keyset, until, request } => keysets::hold(global, keyset.as_deref(), until, &request).await,
         Command::Resume { keyset, request } => keysets::resume(global, keyset.as_deref(), &request).await,
         Command::Clock { command: ClockCommand::Show } => clock::show(global).await,

@@ -79,6 +79,13 @@ pub struct Door {
     leaving: AtomicUsize,
 }
 
+impl KeysetSnapshot {
+    /// Whether applications may expect signatures: a drained keyset that is gone from the configuration has ended for good.
+    pub fn is_to_sign(&self) -> bool {
+        !self.keyring.drained || self.desired != Wanted::Absent
+    }
+}
+
 impl ActiveKey {
     pub fn new(key: &Key, types: &[String], signer: Signer, door: Arc<Door>) -> Self {
         ActiveKey {

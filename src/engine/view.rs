@@ -42,8 +42,7 @@ impl Health {
 
 impl Sight {
     pub fn health(&self) -> Health {
-        let drained = self.snapshot.keyring.drained;
-        if self.snapshot.active.is_none() && !drained {
+        if self.snapshot.active.is_none() && self.snapshot.is_to_sign() {
             Health::Failing
         } else if self.alarms.is_empty() {
             Health::Ok

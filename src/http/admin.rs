@@ -61,7 +61,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/keysets/{keyset}/compromise", post(compromise))
         .route("/v1/keysets/{keyset}/keys/{kid}/revoke", post(revoke))
         .route("/v1/keysets/{keyset}/hold", put(hold).delete(resume))
-        .route("/v1/keysets/{keyset}/drain", post(drain))
+        .route("/v1/keysets/{keyset}/drain", post(drain).delete(undrain))
         .route("/v1/keysets/{keyset}/import", post(super::import::import))
         .route("/v1/clock", get(show_clock))
         .route("/v1/clock/accept", post(accept_clock))
@@ -241,6 +241,19 @@ pub(super) async fn drain(
 ) -> Result<Response, Problem> {
     let call = Call { action: "drain", actor, headers, body: fingerprint_of(&body) };
     state.answer(&keyset, Intent::Drain, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(delete, path = "/v1/keysets/{keyset}/drain", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn undrain(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "undrain", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, Intent::Undrain, body.reason, body.dry_run, call).await
 }
 
 #[utoipa::path(put, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)), request_body = Option<HoldBody>,

@@ -61,8 +61,9 @@ async fn ready_to_sign(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
     for cell in &state.engine.directory().order {
         let snapshot = cell.snapshot.load();
-        if snapshot.active.is_none() && !snapshot.keyring.drained {
-            missing.push(format!("keyset {} has no active key", cell.name));
+        if snapshot.active.is_none() && snapshot.is_to_sign() {
+            let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
+            missing.push(format!("keyset {} {why}", cell.name));
         }
     }
     answer(missing)

@@ -260,7 +260,7 @@ problem_types! {
     JwksFull "jwks-full" 409 "JWKS full"
         "One more key would break the limit of keys in a JWKS; wait until a retiring key leaves or revoke one.";
     KeysetDrained "keyset-drained" 409 "Keyset drained"
-        "The keyset has been drained and makes no new keys.";
+        "The keyset has been drained: it signs no more and makes no new keys.";
     KeysetFrozen "keyset-frozen" 409 "Keyset frozen"
         "The keyset's record cannot be trusted, so nothing may change; see its alarms.";
     KeysetDegraded "keyset-degraded" 409 "Keyset degraded"

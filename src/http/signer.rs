@@ -244,6 +244,9 @@ fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) ->
         SignFailure::Claims(error) => return claim_problem(error),
         SignFailure::Ours { reason, cause } => (*reason, cause),
     };
+    if reason == SigningFailure::NoActiveKey && cell.snapshot.load().keyring.drained {
+        return ProblemType::KeysetDrained.into(); // Waiting does not help.
+    }
     let (kind, retry_after) = match reason {
         SigningFailure::NoActiveKey => (ProblemType::NoActiveKey, seconds_to_active(engine, cell)),
         SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),

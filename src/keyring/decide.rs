@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger, stored_bytes};
 use super::jwk::Kid;
 use super::plan::{Blocker, Desired, Facts, emergency_successor, is_held, next_standby};
+use super::policy::Bootstrap;
 use super::record::{Answered, Hold, Journal, Key, KeyState, Keyring, Origin, Revocation, Serial};
 use super::time::{Span, Timestamp};
 
@@ -19,13 +20,22 @@ const ANSWERED_BYTES: usize = 3 * 1024 * 1024;
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Intent {
-    Rotate { allow_unpropagated: bool, confirm_algorithm: Option<Confirmation> },
+    Rotate {
+        allow_unpropagated: bool,
+        confirm_algorithm: Option<Confirmation>,
+    },
     Rollback,
-    Revoke { serial: Serial },
+    Revoke {
+        serial: Serial,
+    },
     Compromise,
-    Hold { until: Option<Timestamp> },
+    Hold {
+        until: Option<Timestamp>,
+    },
     Resume,
     Drain,
+    /// A drained keyset is to sign again.
+    Undrain,
     Import(Box<ImportedKey>),
 }
 
@@ -157,7 +167,9 @@ pub enum Refusal {
     AlgorithmMismatch { asked: String, waiting: String },
     #[error("the issuer's JWKS would hold more than 10 keys: wait until a retiring key has left, or lower successors")]
     JwksFull { next_standby_at: Option<Timestamp> },
-    #[error("the keyset is drained: it signs no more; remove it from the configuration or give it another issuer")]
+    #[error(
+        "the keyset is drained: it signs no more; remove it from the configuration, give it another issuer, or let it sign again: `jwksd drain --undo`"
+    )]
     Drained,
     #[error(
         "the configuration of this keyset does not fit its keyring, so nothing is promoted: mend the configuration"
@@ -277,6 +289,7 @@ impl Draft<'_> {
             Intent::Hold { until } => self.hold(*until),
             Intent::Resume => self.resume(),
             Intent::Drain => self.drain(),
+            Intent::Undrain => self.undrain(),
             Intent::Import(imported) => self.import(imported),
         }
     }
@@ -450,7 +463,37 @@ impl Draft<'_> {
         let unused = |key: &&Key| matches!(key.state, KeyState::Pending | KeyState::Standby);
         let serials: Vec<Serial> = self.next.keys.iter().filter(unused).map(|key| key.serial).collect();
         self.next.withdraw(&serials, now);
+        if self.facts.desired != Desired::Absent {
+            self.warnings.push("the keyset is still in the configuration: remove it, or it raises an alarm".to_owned());
+        }
         self.note("", "drain", None);
+        Ok(Effect::Change)
+    }
+
+    /// The key that signed last signs again while verifiers still have it. Otherwise new keys are made, and the first of
+    /// them waits as in a keyset that joins an issuer which verifiers know.
+    fn undrain(&mut self) -> Result<Effect, Refusal> {
+        if !self.before.drained {
+            return Ok(Effect::None);
+        }
+        match self.facts.desired {
+            Desired::Absent => return Err(Refusal::Absent),
+            Desired::Degraded => return Err(Refusal::Degraded),
+            Desired::Policy(_) => {}
+        }
+        self.next.drained = false;
+        match emergency_successor(&self.next, self.facts) {
+            Some((serial, false)) => self.next.promote(serial, false, self.facts.now),
+            _ => {
+                self.next.first = false;
+                self.next.last_promotion_at = None;
+                self.warnings.push(match self.next.policy.rotation.bootstrap {
+                    Bootstrap::Wait => "no key that verifiers know is left: signing answers 503 until a new one was published for propagation".to_owned(),
+                    Bootstrap::Immediate => "no key that verifiers know is left: a new one signs at once, by bootstrap = \"immediate\"".to_owned(),
+                });
+            }
+        }
+        self.note("", "undrain", None);
         Ok(Effect::Change)
     }
 
@@ -607,6 +650,7 @@ impl Draft<'_> {
             Intent::Hold { .. } => "hold",
             Intent::Resume => "resume",
             Intent::Drain => "drain",
+            Intent::Undrain => "undrain",
             Intent::Import(_) => "import",
         }
     }

@@ -19,6 +19,8 @@ pub enum Alarm {
     Degraded,
     /// The keyset is gone from the configuration and not drained.
     Absent,
+    /// The keyset is drained and signs no more, and still or again in the configuration.
+    Drained,
     /// The record cannot be trusted; the last good set is served and nothing is written.
     Frozen,
     /// The seal could not be reached yet; records are served unauthenticated.
@@ -56,9 +58,10 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 19] = [
+    pub const ALL: [Alarm; 20] = [
         Alarm::Degraded,
         Alarm::Absent,
+        Alarm::Drained,
         Alarm::Frozen,
         Alarm::Unauthenticated,
         Alarm::ClockFrozen,
@@ -90,6 +93,7 @@ impl Alarm {
         match self {
             Alarm::Degraded => "degraded",
             Alarm::Absent => "absent",
+            Alarm::Drained => "drained",
             Alarm::Frozen => "frozen",
             Alarm::Unauthenticated => "unauthenticated",
             Alarm::ClockFrozen => "clock_frozen",
@@ -238,6 +242,9 @@ fn alarms(keyring: &Keyring, facts: &Facts<'_>, rotation: Option<&NextRotation>)
         Desired::Absent if !keyring.drained => alarms.insert(Alarm::Absent),
         _ => false,
     };
+    if keyring.drained && facts.desired != Desired::Absent {
+        alarms.insert(Alarm::Drained);
+    }
     if facts.clock_frozen {
         alarms.insert(Alarm::ClockFrozen);
     }

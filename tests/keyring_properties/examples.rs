@@ -5,7 +5,7 @@ use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Confirmation, ImportedKey, Intent, Refusal, Request};
 use jwksd::keyring::outlook::{Alarm, outlook};
 use jwksd::keyring::plan::{Blocker, blockers, due_at};
-use jwksd::keyring::policy::Bootstrap;
+use jwksd::keyring::policy::{Bootstrap, Verifier};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
@@ -435,6 +435,50 @@ fn a_drained_keyset_publishes_until_its_tokens_have_expired_and_signs_no_more() 
     assert_eq!(world.keyring.published().count(), 0);
     world.pass(HOUR.times(10));
     assert_eq!(world.active(), None);
+}
+
+#[test]
+fn a_drained_keyset_that_is_configured_raises_an_alarm() {
+    let mut world = settled();
+    world.ask(Intent::Drain).unwrap();
+    let drained = |world: &World| outlook(&world.keyring, &world.facts()).alarms.contains(&Alarm::Drained);
+    assert!(drained(&world));
+    world.wanted = Wanted::Degraded;
+    assert!(drained(&world));
+    world.wanted = Wanted::Absent;
+    assert!(!drained(&world), "it ends as it should");
+    assert_eq!(world.ask(Intent::Undrain), Err(Refusal::Absent));
+    world.wanted = Wanted::Degraded;
+    assert_eq!(world.ask(Intent::Undrain), Err(Refusal::Degraded));
+}
+
+#[test]
+fn a_drained_keyset_signs_again_with_its_last_key_while_verifiers_have_it() {
+    let mut world = settled();
+    let unchanged = world.ask(Intent::Undrain).unwrap();
+    assert!(unchanged.changes.is_empty());
+    world.ask(Intent::Drain).unwrap();
+    world.pass(minutes(3));
+    let answer = world.ask(Intent::Undrain).unwrap();
+    assert_eq!((world.active(), answer.safe, answer.unpropagated), (Some(1), true, false));
+    world.pass(minutes(20));
+    assert_eq!((world.active(), world.state(4), world.state(5)), (Some(1), KeyState::Standby, KeyState::Standby));
+}
+
+#[test]
+fn a_drained_keyset_whose_keys_have_ended_starts_again_with_a_key_that_waits() {
+    let mut world = settled();
+    world.ask(Intent::Drain).unwrap();
+    world.pass(HOUR);
+    assert_eq!(world.keyring.published().count(), 0);
+    assert_eq!(world.active(), None, "configured or not, nothing starts by itself");
+    let answer = world.ask(Intent::Undrain).unwrap();
+    assert!(answer.warnings.iter().any(|warning| warning.contains("503")), "{:?}", answer.warnings);
+    world.pass(just_before(minutes(10)));
+    assert_eq!((world.active(), world.state(4)), (None, KeyState::Pending));
+    world.pass(Span::from_millis(1));
+    assert_eq!(world.active(), Some(4));
+    assert!(!world.keyring.key(4).unwrap().unpropagated);
 }
 
 #[test]
