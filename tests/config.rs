@@ -401,6 +401,32 @@ fn a_small_term_that_could_not_be_read_hides_no_timing() {
 }
 
 #[test]
+fn verifiers_that_could_not_be_read_hide_nothing_of_those_that_could() {
+    for other in ["\"envoi\"", "5", "{ name = \"x\" }", "\"36 hours\""] {
+        let list = format!("propagation = \"1m\"\nverifiers = [{other}, \"36h\", \"aws-api-gateway\"]");
+        let message = error(base_with(&[("every = \"30d\"", &list)]));
+        assert!(message.contains("keyset.default.rotation.verifiers[0]"), "{message}");
+        assert!(message.contains("\n  keyset.default.rotation.propagation: "), "{other}: {message}");
+        assert!(message.contains("slowest verifier 36h"), "{message}");
+        assert!(message.contains("aws-api-gateway cannot read algorithm ES256"), "{message}");
+        let alone = format!("propagation = \"1m\"\nverifiers = [{other}]");
+        let message = error(base_with(&[("every = \"30d\"", &alone)]));
+        assert!(!message.contains("declares none"), "{other} is declared: {message}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_audiences_is_no_way_to_allow_any() {
+    for (from, to, path) in [
+        ("max_ttl = \"15m\"", "audiences = []", "keyset.default.tokens.audiences"),
+        ("[keyset.default]", "[defaults.tokens]\naudiences = []\n[keyset.default]", "defaults.tokens.audiences"),
+    ] {
+        let message = error(base_with(&[(from, to)]));
+        assert!(message.contains(&format!("{path}: an empty list allows no audience: leave it out")), "{message}");
+    }
+}
+
+#[test]
 fn refused_timing_alone_leaves_a_configuration_for_keysets_that_exist() {
     let loaded = valid(&[("every = \"30d\"", "propagation = \"1m\"")]);
     assert_eq!(loaded.timing.len(), 1);

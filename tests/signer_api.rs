@@ -81,6 +81,7 @@ fn refused() -> Vec<(String, u16, &'static str, &'static str)> {
     let claims = |inner: &str| format!(r#"{{"claims":{{"sub":"a","aud":"b"{inner}}}}}"#);
     let with = |member: &str| format!(r#"{{"claims":{{"sub":"a","aud":"b"}},{member}}}"#);
     let invalid = |body: String, detail: &'static str| (body, 422, "claim-invalid", detail);
+    let ttl = |body: String, detail: &'static str| (body, 422, "ttl-invalid", detail);
     let missing = |body: &str, detail: &'static str| (body.to_owned(), 422, "claim-missing", detail);
     let forbidden = |body: String, detail: &'static str| (body, 422, "claim-forbidden", detail);
     let too_long = |body: String, detail: &'static str| (body, 422, "ttl-too-long", detail);
@@ -126,14 +127,15 @@ fn refused() -> Vec<(String, u16, &'static str, &'static str)> {
         bad(&with(r#""typ":1"#), "typ"),
         bad(&with(r#""typ":["JWT"]"#), "typ"),
         // How long it lives.
-        invalid(with(r#""ttl":0"#), "ttl 0"),
-        invalid(with(r#""ttl":-1"#), "ttl -1"),
-        invalid(with(r#""ttl":0.5"#), "ttl 0.5"),
-        invalid(with(r#""ttl":"0s""#), "ttl"),
-        invalid(with(r#""ttl":"500ms""#), "ttl"),
-        invalid(with(r#""ttl":"""#), "ttl"),
-        invalid(with(r#""ttl":"soon""#), "ttl"),
-        invalid(with(r#""ttl":"-5m""#), "ttl"),
+        ttl(with(r#""ttl":0"#), "ttl 0"),
+        ttl(with(r#""ttl":-1"#), "ttl -1"),
+        ttl(with(r#""ttl":0.5"#), "ttl 0.5"),
+        ttl(with(r#""ttl":"0s""#), "ttl"),
+        ttl(with(r#""ttl":"500ms""#), "ttl"),
+        ttl(with(r#""ttl":"1500ms""#), "ttl"),
+        ttl(with(r#""ttl":"""#), "ttl"),
+        ttl(with(r#""ttl":"soon""#), "ttl"),
+        ttl(with(r#""ttl":"-5m""#), "ttl"),
         too_long(with(r#""ttl":901"#), "15m"),
         too_long(with(r#""ttl":"16m""#), "15m"),
         too_long(with(r#""ttl":"1h""#), "15m"),

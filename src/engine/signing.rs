@@ -11,15 +11,16 @@ use tokio::time::timeout;
 
 use super::Engine;
 use super::cell::KeysetCell;
-use super::reconcile::chain;
+use super::reconcile::{chain, outcome_of};
 use super::snapshot::ActiveKey;
 use crate::backend::verify::verify;
 use crate::backend::{BackendError, BackendErrorKind, LocalSigner, RemoteSigner, Signer};
+use crate::clock::Clock;
 use crate::keyring::claims::{ClaimError, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::time::Timestamp;
 use crate::telemetry::audit::{SignatureLine, signature};
-use crate::telemetry::metrics::SigningFailure;
+use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SigningFailure};
 
 /// A signed token.
 #[derive(Clone)]
@@ -133,8 +134,11 @@ impl Engine {
         message: &str,
     ) -> Result<Vec<u8>, SignFailure> {
         match &active.signer {
-            Signer::Inline(signer) => signer.sign(message.as_bytes()).map_err(failed),
-            Signer::Pooled(signer) => self.pooled(cell, signer.clone(), message).await,
+            Signer::Inline(signer) => {
+                let clock = self.clock.clock().as_ref();
+                counted(clock, &active.requests, || signer.sign(message.as_bytes())).map_err(failed)
+            }
+            Signer::Pooled(signer) => self.pooled(cell, active, signer.clone(), message).await,
             Signer::Remote(signer) => self.remote(cell, active, signer.clone(), message).await,
         }
     }
@@ -142,12 +146,15 @@ impl Engine {
     async fn pooled(
         &self,
         cell: &KeysetCell,
+        active: &ActiveKey,
         signer: Arc<dyn LocalSigner>,
         message: &str,
     ) -> Result<Vec<u8>, SignFailure> {
         let message = message.as_bytes().to_vec();
+        let (clock, requests) = (self.clock.clock().clone(), active.requests.clone());
         self.in_turn(cell, SigningFailure::Overload, async move {
-            let work = tokio::task::spawn_blocking(move || signer.sign(&message));
+            let work =
+                tokio::task::spawn_blocking(move || counted(clock.as_ref(), &requests, || signer.sign(&message)));
             match work.await {
                 Ok(signature) => signature.map_err(failed),
                 Err(error) => Err(ours(SigningFailure::BackendUnavailable, &error.to_string())),
@@ -167,7 +174,10 @@ impl Engine {
         self.in_turn(cell, SigningFailure::BackendTimeout, async {
             let mut failures = 0;
             let signature = loop {
-                match signer.sign(message.as_bytes()).await {
+                let started = self.clock.clock().monotonic();
+                let result = signer.sign(message.as_bytes()).await;
+                count(self.clock.clock().as_ref(), &active.requests, started, &result);
+                match result {
                     Ok(signature) => break signature,
                     Err(error)
                         if transient(error.kind) && failures + 1 < REMOTE_ATTEMPTS && !active.door.is_closed() =>
@@ -206,6 +216,23 @@ impl Engine {
         drop(place);
         result
     }
+}
+
+/// A signature that this process makes, counted as a request to its backend.
+fn counted(
+    clock: &dyn Clock,
+    requests: &BackendMetrics,
+    sign: impl FnOnce() -> Result<Vec<u8>, BackendError>,
+) -> Result<Vec<u8>, BackendError> {
+    let started = clock.monotonic();
+    let result = sign();
+    count(clock, requests, started, &result);
+    result
+}
+
+fn count(clock: &dyn Clock, requests: &BackendMetrics, started: Duration, result: &Result<Vec<u8>, BackendError>) {
+    let outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+    requests.requested(BackendOperation::Sign, outcome, clock.monotonic().saturating_sub(started));
 }
 
 fn transient(kind: BackendErrorKind) -> bool {

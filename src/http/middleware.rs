@@ -110,6 +110,10 @@ impl Edge {
     }
 
     fn limited(&self, request: Request) -> Result<Request, Problem> {
+        if lacks_host(&request) {
+            let detail = "A request of HTTP/1.1 has exactly one Host header field (RFC 9112 §3.2).";
+            return Err(Problem::new(ProblemType::MalformedRequest).detail(detail));
+        }
         if request.body().is_end_stream() {
             return Ok(request);
         }
@@ -243,6 +247,12 @@ pub fn guard_host(router: Router, policy: Arc<HostPolicy>) -> Router {
         }
     }
     router.layer(from_fn_with_state(policy, guard))
+}
+
+/// Whether an HTTP/1.1 request over TCP has no `Host`, or several. Over a Unix socket there is no host to name.
+fn lacks_host(request: &Request) -> bool {
+    let over_tcp = matches!(request.extensions().get::<Peer>(), Some(Peer::Tcp(_)));
+    over_tcp && request.version() == Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1
 }
 
 /// Every host that the request names: in its target and in `Host`, which may appear once (RFC 9112 §3.2).

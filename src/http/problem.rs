@@ -285,6 +285,8 @@ problem_types! {
         "The body must be JSON, with `Content-Type: application/json`.";
     ValueNotAllowed "value-not-allowed" 422 "Value not allowed"
         "A member of the request has a value that is not allowed.";
+    TtlInvalid "ttl-invalid" 422 "Invalid token life"
+        "The ttl is not a whole number of seconds from 1.";
     TtlTooLong "ttl-too-long" 422 "Token life too long"
         "The token would live longer than the keyset's max_ttl.";
     ClaimMissing "claim-missing" 422 "Required claim missing"

@@ -229,6 +229,7 @@ fn reject(cell: Option<&KeysetCell>, reason: SignRejection) {
 fn claim_problem(error: &ClaimError) -> Problem {
     let kind = match error.problem() {
         ClaimProblem::MalformedRequest => ProblemType::MalformedRequest,
+        ClaimProblem::TtlInvalid => ProblemType::TtlInvalid,
         ClaimProblem::TtlTooLong => ProblemType::TtlTooLong,
         ClaimProblem::ClaimMissing => ProblemType::ClaimMissing,
         ClaimProblem::ClaimForbidden => ProblemType::ClaimForbidden,
