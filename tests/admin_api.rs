@@ -919,6 +919,21 @@ async fn a_restart_does_not_make_caches_forget_that_an_issuer_was_served_without
 }
 
 #[tokio::test]
+async fn what_is_refused_says_what_is_allowed() {
+    let it = Admin::start(ONE).await;
+    let unknown = Call::get(&it.daemon, "admin", "/v1/audit?keyset=nope").expect(404).await;
+    assert_eq!(unknown.slug(), "unknown-keyset");
+    for (path, body, forms) in [
+        ("rotate", json!({ "confirm_algorithm": 5 }), "an algorithm such as"),
+        ("import", json!({ "public_key": "x", "max_token_life": true }), "a duration such as"),
+    ] {
+        let refused = Call::post(&it.daemon, "admin", &format!("/v1/keysets/default/{path}")).json(&body).expect(400);
+        let refused = refused.await;
+        assert!(refused.text.contains(forms) && !refused.text.contains("enum"), "{}", refused.text);
+    }
+}
+
+#[tokio::test]
 async fn the_audit_log_is_read_page_by_page_and_says_who_did_what_and_why() {
     let mut it = Admin::start(&format!("{ONE}{OTHERS}")).await;
     let mut after: Option<String> = None;

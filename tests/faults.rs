@@ -357,6 +357,21 @@ async fn no_file_holds_the_sealed_private_half_after_its_destruction() {
     assert!(audit.contains("destroyed"), "{audit}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_repeats_is_logged_now_and_then() {
+    let daemon = Daemon::builder().tables(QUIET).start().await;
+    settled(&daemon, "other").await;
+    let count = |what: &str| daemon.logs().iter().filter(|line| line.contains(what)).count();
+    assert_eq!(daemon.admin(Method::POST, "/keysets/other/drain", None).await.status, 200);
+    for _ in 0..20 {
+        assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 503);
+    }
+    assert_eq!((count("not ready to sign"), count("not-ready")), (1, 0));
+    assert_eq!(daemon.admin(Method::DELETE, "/keysets/other/drain", None).await.status, 200);
+    assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 200);
+    daemon.log_line("ready", |line| line.message() == "ready to sign again").await;
+}
+
 // ---- Processes
 
 #[tokio::test(flavor = "multi_thread")]

@@ -217,6 +217,12 @@ async fn every_metric_moves() {
     it.until("jwksd_alarms", &[("alarm", "store_unavailable")], |value| value > 0.0).await;
     it.until("jwksd_alarms", &[("alarm", "heartbeat_failed")], |value| value > 0.0).await;
     it.sign("quick", good.clone(), 200).await;
+    for _ in 0..20 {
+        Call::new(&it.daemon, Method::PUT, "admin", "/v1/keysets/default/hold").json(&json!({})).expect(503).await;
+    }
+    let lines = it.daemon.logs();
+    let told = lines.iter().filter(|line| line.contains("store-unavailable")).count();
+    assert!((1..=2).contains(&told), "of many alike one line now and then, not {told}");
     let_write(&it.daemon, true);
     it.until("jwksd_alarms", &[("alarm", "store_unavailable")], |value| value == 0.0).await;
     it.until("jwksd_alarms", &[("alarm", "heartbeat_failed")], |value| value == 0.0).await;

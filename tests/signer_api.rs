@@ -351,6 +351,20 @@ uid = 4294967
     let signed: Answer = local.sign_answer("tenant", body("b")).await;
     assert_eq!(signed.status, 200, "{}", signed.text);
     assert_eq!(local.sign_answer("default", body("b")).await.status, 403);
+    // A token that allows more decides; one that is not valid takes nothing away.
+    let more = format!("{mine}[signer.client.more]\ntoken_file = \"more.token\"\n");
+    let mut both = Daemon::builder().tables(TABLES).tables(&more).signer_on_unix_socket().prepare();
+    let token = "a-token-of-forty-characters-0123456789-abc";
+    std::fs::write(both.path("more.token"), token).unwrap();
+    both.start_process().await;
+    both.ready().await;
+    let client = reqwest::Client::builder().unix_socket(both.address("signer").trim_start_matches("unix:")).build();
+    let client = client.unwrap();
+    for (keyset, token) in [("default", token), ("tenant", "not-a-token")] {
+        let request = client.post(format!("http://localhost/v1/keysets/{keyset}/sign")).json(&body("b"));
+        let answer = request.bearer_auth(token).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{keyset}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::client::{Client, Which, fetch};
+use super::print::{json_text, plain};
 use super::render::{self, str_of};
 use super::{Action, Failure, Global, Outcome, Output, Unasked, time_or_duration};
 use crate::app::system_now;
@@ -156,14 +157,14 @@ pub(super) async fn audit(global: &Global, keyset: Option<&str>, after: Option<S
     }
     for item in &all {
         let kids: Vec<_> =
-            item["kids"].as_array().into_iter().flatten().map(|kid| render::short_kid(str_of(kid))).collect();
-        let reason = item["reason"].as_str().unwrap_or_default();
+            item["kids"].as_array().into_iter().flatten().map(|kid| render::short_kid(&plain(str_of(kid)))).collect();
+        let reason = plain(str_of(&item["reason"]));
         println!(
             "{:<24}  {:<12}  {:<14}  {:<12}  {}  {reason}",
-            str_of(&item["time"]),
-            str_of(&item["keyset"]),
-            str_of(&item["action"]),
-            str_of(&item["actor"]),
+            plain(str_of(&item["time"])),
+            plain(str_of(&item["keyset"])),
+            plain(str_of(&item["action"])),
+            plain(str_of(&item["actor"])),
             kids.join(" ")
         );
     }
@@ -415,7 +416,7 @@ fn escaped(text: &str) -> String {
 }
 
 pub(super) fn print_json(value: &Value) {
-    println!("{value:#}");
+    println!("{}", json_text(value));
 }
 
 #[cfg(test)]

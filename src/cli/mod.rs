@@ -1,11 +1,27 @@
 //! The command line: arguments, and one file per group of commands.
 
+/// As the standard one, but a reader that has gone away ends the command quietly.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::print::put(&(format!($($text)*) + "\n")) };
+}
+
+/// As the standard one, but a reader that has gone away ends the command quietly.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::print::put(&format!($($text)*)) };
+}
+
+/// As the standard one, but it does not matter whether somebody reads.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::print::complain(&(format!($($text)*) + "\n")) };
+}
+
 mod client;
 mod clock;
 mod config;
 mod daemon;
 mod demo;
 mod keysets;
+mod print;
 mod render;
 mod tokens;
 
@@ -15,6 +31,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reqwest::Method;
 
+use crate::config::Source;
 use crate::keyring::time::{Span, Timestamp};
 
 /// Owns the signing keys of JWT issuers: makes, publishes, rotates and revokes them, and signs with them.
@@ -29,11 +46,12 @@ struct Cli {
 
 #[derive(Args, Clone)]
 struct Global {
-    /// Configuration file (TOML, or JSON by its extension) [default: config/jwksd.toml, /etc/jwksd/jwksd.toml, built in]
-    #[arg(long, global = true, env = "JWKSD_CONFIG", value_name = "FILE")]
+    /// Configuration file (TOML, or JSON by its extension) [default: $JWKSD_CONFIG, config/jwksd.toml, /etc/jwksd/jwksd.toml, built in]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address of the daemon: a URL, host:port or unix:PATH [default: from the configuration]
-    #[arg(long, global = true, env = "JWKSD_SERVER", value_name = "ADDRESS")]
+    /// Address of the listener that the command talks to: a URL, host:port or unix:PATH [default: from the configuration;
+    /// for operators' commands $JWKSD_SERVER]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     server: Option<String>,
     /// File with the bearer token [default: from the configuration; $JWKSD_TOKEN is a token itself]
     #[arg(long, global = true, value_name = "FILE")]
@@ -44,6 +62,18 @@ struct Global {
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+impl Global {
+    /// Where the configuration is read from.
+    fn source(&self) -> Source {
+        Source::find(self.config.as_deref(), variable("JWKSD_CONFIG").as_deref())
+    }
+}
+
+/// A variable of the environment; an empty one is none.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -265,7 +295,7 @@ pub fn main() -> ExitCode {
                 Failure::Refused(message) => (3, message),
                 Failure::Unreachable(message) => (4, message),
             };
-            eprintln!("jwksd: {message}");
+            eprintln!("jwksd: {}", print::plain_lines(&message));
             ExitCode::from(code)
         }
     }
@@ -281,7 +311,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Check => config::check(&global),
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "jwksd", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "jwksd", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Inspect { token } => tokens::inspect(&global, &token),

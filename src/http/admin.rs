@@ -112,11 +112,27 @@ pub struct RotateBody {
     confirm_algorithm: Option<ConfirmBody>,
 }
 
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
 enum ConfirmBody {
     Any(bool),
     Alg(String),
+}
+
+impl<'de> Deserialize<'de> for ConfirmBody {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Any(bool),
+            Alg(String),
+        }
+        match Either::deserialize(deserializer) {
+            Ok(Either::Any(any)) => Ok(ConfirmBody::Any(any)),
+            Ok(Either::Alg(alg)) => Ok(ConfirmBody::Alg(alg)),
+            Err(_) => Err(serde::de::Error::custom("must be an algorithm such as \"ES256\", or true")),
+        }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -565,7 +581,8 @@ impl<'de> Deserialize<'de> for DurationBody {
             Seconds(u32),
             Text(String),
         }
-        match Either::deserialize(deserializer)? {
+        let forms = |_| serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
+        match Either::deserialize(deserializer).map_err(forms)? {
             Either::Seconds(seconds) => Ok(DurationBody(Span::from_secs(i64::from(seconds)))),
             Either::Text(text) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
         }

@@ -27,7 +27,7 @@ use tracing::{Instrument, Span, debug_span, info_span};
 
 use super::body::{BODY_LIMIT, Limited};
 use super::listener::{ListenAddress, Peer};
-use super::problem::{Problem, ProblemType};
+use super::problem::{Problem, ProblemType, Sieves};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -66,12 +66,13 @@ pub struct Edge {
     listener: &'static str,
     body_timeout: Duration,
     ids: Arc<RequestIds>,
+    sieves: Arc<Sieves>,
 }
 
 impl Edge {
     /// `listener` names the listener in logs; a body must arrive within `body_timeout`.
     pub fn new(router: Router, listener: &'static str, body_timeout: Duration) -> Self {
-        Edge { router, listener, body_timeout, ids: Arc::new(RequestIds::new()) }
+        Edge { router, listener, body_timeout, ids: Arc::new(RequestIds::new()), sieves: Arc::new(Sieves::new()) }
     }
 
     /// Answers one request.
@@ -103,7 +104,7 @@ impl Edge {
         };
         let problem = response.extensions_mut().remove::<Problem>().or_else(|| problem_of_bare(&response));
         if let Some(problem) = problem {
-            problem.log(id);
+            problem.log(id, &self.sieves);
             problem.write_to(&mut response, Some(id));
         }
         response

@@ -67,6 +67,10 @@ impl Clients {
         if self.open.load(std::sync::atomic::Ordering::Acquire) {
             return Ok((peer.to_string(), Grant::default()));
         }
+        // A token that is valid says more of who asks than the user they run as.
+        if let Some(token) = self.tokens.recognise(headers) {
+            return Ok((token.name.to_string(), token.role.clone()));
+        }
         if let Peer::Unix { uid, .. } = peer
             && let Some((name, grant)) = self.by_uid.load().get(uid)
         {

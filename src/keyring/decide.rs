@@ -511,6 +511,9 @@ impl Draft<'_> {
             return Err(Refusal::JwksFull { next_standby_at: self.next_standby_at() });
         }
         let now = self.facts.now;
+        if let Some(since) = imported.published_since.filter(|since| *since > now) {
+            return refuse(format!("`published_since` is {since}, which is yet to come; it is {now}"));
+        }
         if imported.key.private.is_none() {
             let Some(until) = imported.published_until.filter(|until| *until > now) else {
                 return refuse("a public key is published until a stated time in the future: give `until`, the time when the last token it signed has expired".to_owned());

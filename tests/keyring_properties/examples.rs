@@ -438,6 +438,32 @@ fn a_drained_keyset_publishes_until_its_tokens_have_expired_and_signs_no_more() 
 }
 
 #[test]
+fn a_key_was_not_published_since_a_time_to_come() {
+    let mut world = settled();
+    for private in [true, false] {
+        let made = import(7, Algorithm::Es256, HOUR);
+        let public = jwksd::keyring::change::NewKey { private: None, ..made.key.clone() };
+        let key = if private { made.key.clone() } else { public };
+        let brought = |since| {
+            let published_until = Some(world.now + HOUR);
+            Intent::Import(Box::new(ImportedKey {
+                key: key.clone(),
+                published_since: Some(since),
+                published_until,
+                ..made.clone()
+            }))
+        };
+        let (late, now) = (brought(world.now + Span::from_millis(1)), brought(world.now));
+        for dry_run in [true, false] {
+            let refused = world.request(&Request { dry_run, ..request(late.clone()) });
+            let Err(Refusal::ImportRefused { reason }) = refused else { panic!("{refused:?}") };
+            assert!(reason.contains("published_since") && reason.contains("yet to come"), "{reason}");
+        }
+        assert!(world.request(&Request { dry_run: true, ..request(now) }).is_ok());
+    }
+}
+
+#[test]
 fn a_drained_keyset_that_is_configured_raises_an_alarm() {
     let mut world = settled();
     world.ask(Intent::Drain).unwrap();
