@@ -83,7 +83,12 @@ fn next(key: &Value, now: Timestamp) -> String {
     }
     let waiting: Vec<String> = next["waiting_for"].as_array().into_iter().flatten().map(shown).collect();
     let mut text = match (str_of(&key["state"]), Timestamp::parse_rfc3339(str_of(&next["at"]))) {
-        ("standby", _) => format!("{state} at the next rotation"),
+        ("standby", _) => match Timestamp::parse_rfc3339(str_of(&next["not_before"])) {
+            Some(at) if at > now => {
+                format!("{state} at the next rotation, in {} at the earliest", rough(at.since(now)))
+            }
+            _ => format!("{state} at the next rotation"),
+        },
         (_, Some(at)) if at > now && at.since(now) >= Span::DAY => {
             format!("{state} in {} ({})", rough(at.since(now)), at.to_chrono().format("%a %-d %b %H:%M UTC"))
         }
@@ -244,6 +249,14 @@ mod tests {
             ],
         });
         insta::assert_snapshot!(keyset(&value, now, false));
+    }
+
+    #[test]
+    fn a_standby_key_that_may_not_sign_yet_says_when_it_may() {
+        let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
+        let key = |at: &str| serde_json::json!({ "state": "standby", "next": { "state": "active", "not_before": at, "waiting_for": [] } });
+        assert_eq!(next(&key("2026-11-24T12:00:00Z"), now), "active at the next rotation, in 2h00m at the earliest");
+        assert_eq!(next(&key("2026-11-24T10:00:00Z"), now), "active at the next rotation");
     }
 
     #[test]

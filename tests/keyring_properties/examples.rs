@@ -438,6 +438,21 @@ fn a_drained_keyset_publishes_until_its_tokens_have_expired_and_signs_no_more() 
 }
 
 #[test]
+fn a_standby_key_says_from_when_it_may_sign_after_a_longer_propagation() {
+    let mut world = settled();
+    let next = |world: &World| outlook(&world.keyring, &world.facts()).keys[1].1.clone();
+    assert_eq!((next(&world).state, next(&world).not_before), (KeyState::Active, None));
+    let mut longer = policy();
+    longer.rotation.propagation = minutes(30);
+    world.want(longer).settle();
+    let Err(Refusal::NoStandby { next_standby_at }) = world.ask(rotate()) else { panic!("it may not sign yet") };
+    assert_eq!((world.state(2), next(&world).not_before), (KeyState::Standby, next_standby_at));
+    world.pass(minutes(10));
+    assert_eq!(next(&world).not_before, None);
+    world.ask(rotate()).unwrap();
+}
+
+#[test]
 fn a_key_was_not_published_since_a_time_to_come() {
     let mut world = settled();
     for private in [true, false] {
