@@ -179,7 +179,11 @@ impl App {
             }
             let router = match name {
                 "public" => crate::http::public::router(engine.clone()),
-                "ops" => crate::http::ops::router(OpsState { engine: engine.clone(), stopping: stopping.clone() }),
+                "ops" => crate::http::ops::router(OpsState {
+                    engine: engine.clone(),
+                    stopping: stopping.clone(),
+                    told: Arc::default(),
+                }),
                 "signer" => {
                     let state = SignerState { engine: engine.clone(), clients: access.clients.clone() };
                     guarded(crate::http::signer::router(state), &socket, tls.as_ref())

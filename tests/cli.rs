@@ -237,6 +237,7 @@ async fn operators_work_with_the_daemon_from_the_command_line() {
 
     assert!(done(&daemon, &["compromise", "--yes"]).await.out.contains("every key is revoked"));
     assert_eq!(done(&daemon, &["drain", "--yes", "-o", "json"]).await.json()["action"], "drain");
+    assert_eq!(done(&daemon, &["drain", "--undo", "--dry-run", "-o", "json"]).await.json()["action"], "undrain");
     fails(&daemon, 3, &["rotate"]).await;
 }
 
@@ -457,4 +458,105 @@ async fn commands_without_a_daemon_and_wrong_usage() {
     }
     let unreachable = alone(&folder, &["status", "--server", "127.0.0.1:1", "--token-file", "jwksd.toml"]).await;
     assert!(unreachable.code == 2 || unreachable.code == 4, "{unreachable:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.";
+    for arguments in [&["check"] as &[&str], &["verifiers"], &["inspect", token], &["completions", "bash"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
+        command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null()).stdout(writer);
+        let child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("latin.toml"), b"# \xe4").unwrap();
+    for (name, why) in [(".", "regular file"), ("latin.toml", "UTF-8")] {
+        for output in ["text", "json"] {
+            let ran = run(folder.path(), &[], &["check", "--config", name, "-o", output]).await;
+            assert_eq!(ran.code, 2, "{ran:?}");
+            assert!(ran.err.contains(why) && (output == "text" || ran.out.contains(why)), "{ran:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn variables_that_are_empty_count_as_unset_and_the_server_is_that_of_operators() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    let ran =
+        run(Path::new("/"), &[("JWKSD_CONFIG", String::new()), ("JWKSD_SERVER", String::new())], &["check"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let environment = [
+        ("JWKSD_CONFIG", "jwksd.toml".to_owned()),
+        ("JWKSD_SERVER", daemon.address("admin").to_owned()),
+        ("JWKSD__PUBLIC__LISTEN", daemon.address("public").to_owned()),
+        ("JWKSD__SIGNER__LISTEN", daemon.address("signer").to_owned()),
+        ("JWKSD__OPS__LISTEN", daemon.address("ops").to_owned()),
+    ];
+    for arguments in [&["status"] as &[&str], &["sign", "--sub", "a", "--aud", "b"], &["healthcheck", "--sign"]] {
+        let ran = run(&daemon.path(""), &environment, arguments).await;
+        assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_others_wrote_cannot_speak_to_the_terminal() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    done(&daemon, &["hold", "--reason", "one\ntwo"]).await;
+    for command in ["status", "audit"] {
+        let shown = done(&daemon, &[command]).await.out;
+        assert!(shown.contains("one\\ntwo"), "{shown}");
+    }
+    assert!(done(&daemon, &["status"]).await.out.contains("held by operator until resumed: one"));
+    // {"alg":"none"} and {"sub":"\u009b2J\u202e"}
+    let token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJcdTAwOWIySlx1MDAxYlx1MjAyZSJ9.";
+    for output in ["text", "json"] {
+        let ran = done(&daemon, &["inspect", token, "-o", output]).await.out;
+        assert!(ran.contains("\\u009b2J\\u001b\\u202e"), "{ran}");
+        assert!(!ran.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_acceptable_is_not_called_a_daemon_that_does_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    std::fs::write(folder.path().join("cert.pem"), certificate.pem()).unwrap();
+    std::fs::write(folder.path().join("key.pem"), key.serialize_pem()).unwrap();
+    let files = jwksd::http::tls::TlsFiles {
+        cert_file: folder.path().join("cert.pem"),
+        key_file: folder.path().join("key.pem"),
+        clients: jwksd::http::tls::ClientCertificates::None,
+    };
+    let tls = Some(jwksd::http::tls::Tls::load(&files).unwrap());
+    let options = jwksd::http::listener::ListenerOptions { tls, ..jwksd::http::listener::ListenerOptions::new("test") };
+    let address = jwksd::http::listener::ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
+    let bound = jwksd::http::listener::BoundListener::bind(&address).unwrap();
+    let jwksd::http::listener::ListenAddress::Tcp(address) = bound.local_addr().clone() else { panic!("not TCP") };
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let served = tokio::spawn(bound.serve(axum::Router::new(), options, shutdown.clone()));
+    let server = format!("https://localhost:{}", address.port());
+    let ca = folder.path().join("cert.pem").display().to_string();
+    for (arguments, why) in [(vec![], "--ca-file"), (vec!["--ca-file", &ca], "CA:FALSE")] {
+        let mut command = vec!["healthcheck", "--server", &server];
+        command.extend(arguments);
+        let ran = run(folder.path(), &[], &command).await;
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains("certificate is not acceptable") && ran.err.contains(why), "{ran:?}");
+        assert!(!ran.err.contains("is it running") && !ran.err.contains("CaUsed"), "{ran:?}");
+    }
+    shutdown.cancel();
+    served.await.unwrap();
 }

@@ -430,6 +430,32 @@ fn a_small_term_that_could_not_be_read_hides_no_timing() {
 }
 
 #[test]
+fn verifiers_that_could_not_be_read_hide_nothing_of_those_that_could() {
+    for other in ["\"envoi\"", "5", "{ name = \"x\" }", "\"36x\""] {
+        let list = format!("propagation = \"1m\"\nverifiers = [{other}, \"36h\", \"aws-api-gateway\"]");
+        let message = error(base_with(&[("every = \"30d\"", &list)]));
+        assert!(message.contains("keyset.default.rotation.verifiers[0]"), "{message}");
+        assert!(message.contains("keyset.default.rotation.propagation: "), "{other}: {message}");
+        assert!(message.contains("slowest verifier 36h"), "{message}");
+        assert!(message.contains("aws-api-gateway cannot read algorithm ES256"), "{message}");
+        let alone = format!("propagation = \"1m\"\nverifiers = [{other}]");
+        let message = error(base_with(&[("every = \"30d\"", &alone)]));
+        assert!(!message.contains("declares none"), "{other} is declared: {message}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_audiences_is_no_way_to_allow_any() {
+    for (from, to, path) in [
+        ("max_ttl = \"15m\"", "audiences = []", "keyset.default.tokens.audiences"),
+        ("[keyset.default]", "[defaults.tokens]\naudiences = []\n[keyset.default]", "defaults.tokens.audiences"),
+    ] {
+        let message = error(base_with(&[(from, to)]));
+        assert!(message.contains(&format!("{path}: an empty list allows no audience: leave it out")), "{message}");
+    }
+}
+
+#[test]
 fn refused_timing_alone_leaves_a_configuration_for_keysets_that_exist() {
     let loaded = valid(&[("every = \"30d\"", "propagation = \"1m\"")]);
     assert_eq!(loaded.timing.len(), 1);
@@ -515,7 +541,7 @@ fn keysets_take_from_the_defaults_what_they_do_not_say() {
         "[defaults.rotation]\nschedule = \"@monthly\"\ntimezone = \"Europe/Berlin\"\nsuccessors = 3\npropagation = \"2d\"\n\
          [defaults.tokens]\nmax_ttl = \"1h\"\nclock_skew = \"5s\"\naudiences = [\"a\"]\n\
          [keyset.second]\nalgorithm = \"PS256\"\nrsa_bits = 3072\n\
-         [keyset.second.tokens]\naudiences = []\n\
+         [keyset.second.tokens]\naudiences = [\"b\"]\n\
          [keyset.third]\nalgorithm = \"EdDSA\"\neddsa_label = \"Ed25519\"\n\
          [keyset.third.rotation]\nschedule = \"@weekly\"\n[log]",
     )])
@@ -529,7 +555,7 @@ fn keysets_take_from_the_defaults_what_they_do_not_say() {
     assert_eq!(second.policy.rotation.schedule, Schedule::cron("@monthly", Some("Europe/Berlin")).unwrap());
     assert_eq!(second.policy.rotation.successors, 3);
     assert_eq!(second.policy.tokens.max_ttl, Span::HOUR);
-    assert_eq!(second.policy.tokens.audiences, Vec::<String>::new());
+    assert_eq!(second.policy.tokens.audiences, ["b"]);
     assert_eq!(second.policy.algorithm, Algorithm::Ps256 { rsa_bits: RsaBits::B3072 });
     assert_eq!(third.policy.rotation.schedule, Schedule::cron("@weekly", Some("Europe/Berlin")).unwrap());
     assert_eq!(third.policy.algorithm, Algorithm::EdDsa { label: EdLabel::Ed25519 });

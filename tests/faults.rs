@@ -357,6 +357,21 @@ async fn no_file_holds_the_sealed_private_half_after_its_destruction() {
     assert!(audit.contains("destroyed"), "{audit}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_repeats_is_logged_now_and_then() {
+    let daemon = Daemon::builder().tables(QUIET).start().await;
+    settled(&daemon, "other").await;
+    let count = |what: &str| daemon.logs().iter().filter(|line| line.contains(what)).count();
+    assert_eq!(daemon.admin(Method::POST, "/keysets/other/drain", None).await.status, 200);
+    for _ in 0..20 {
+        assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 503);
+    }
+    assert_eq!((count("not ready to sign"), count("not-ready")), (1, 0));
+    assert_eq!(daemon.admin(Method::DELETE, "/keysets/other/drain", None).await.status, 200);
+    assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 200);
+    daemon.log_line("ready", |line| line.message() == "ready to sign again").await;
+}
+
 // ---- Processes
 
 #[tokio::test(flavor = "multi_thread")]
@@ -549,8 +564,31 @@ async fn a_keyset_gone_from_the_configuration_stays_published_until_drained() {
     assert!(!alarms(&daemon, "other").await.contains("absent"));
     let left = kids(&daemon).await;
     assert!(left.contains(&active), "its last tokens live");
-    assert_eq!(daemon.sign_answer("other", json!({ "claims": { "sub": "s", "aud": "a" } })).await.status, 503);
+    let claims = || json!({ "claims": { "sub": "s", "aud": "a" } });
+    assert_eq!(daemon.sign_answer("other", claims()).await.status, 409);
     assert!(left.contains(&sign(&daemon, "main").await));
+    assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 200, "nobody wants it to sign");
+
+    // Put back: everything says that it does not sign, until an operator wants it to.
+    fs::write(daemon.path("jwksd.toml"), &config).unwrap();
+    let reloaded = daemon.admin(Method::POST, "/reload", None).await.json();
+    assert!(reloaded["warnings"].to_string().contains("keyset.other: the keyset is configured, but was drained"));
+    daemon.set_tables(QUIET);
+    daemon.restart().await;
+    daemon
+        .log_line("a warning", |line| line.message().contains("was drained") && line.field("keyset") == "other")
+        .await;
+    let shown = keyset(&daemon, "other").await;
+    assert_eq!((&shown["health"], &shown["alarms"]), (&json!("failing"), &json!(["drained"])), "{shown}");
+    let unready = daemon.get("ops", "/readyz/sign").await;
+    assert_eq!(unready.json()["missing"], json!(["keyset other is drained, but configured"]));
+    let refused = daemon.sign_answer("other", claims()).await;
+    assert_eq!(refused.json()["type"], "urn:jwksd:problem:keyset-drained");
+    assert_eq!(daemon.metrics().await.sum("jwksd_alarms", &[("alarm", "drained")]), Some(1.0));
+    let undone = daemon.admin(Method::DELETE, "/keysets/other/drain", None).await.json();
+    assert_eq!(undone["changes"][0]["kid"], active.as_str(), "verifiers still have its last key: {undone}");
+    assert_eq!(sign(&daemon, "other").await, active);
+    assert_eq!(daemon.get("ops", "/readyz/sign").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

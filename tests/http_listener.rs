@@ -92,6 +92,23 @@ fn router() -> Router {
         .route("/panic", get(|| async { panic!("a handler's panic, on purpose") as &str }))
 }
 
+#[tokio::test]
+async fn a_request_of_http_1_1_without_exactly_one_host_is_refused() {
+    let server = start(router(), options());
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: a\r\n", "200"),
+        ("GET / HTTP/1.0\r\n", "200"),
+    ] {
+        let mut stream = server.connect().await;
+        send(&mut stream, &format!("{head}connection: close\r\n\r\n")).await;
+        let answer = rest(&mut stream).await;
+        assert!(answer.split(' ').nth(1) == Some(status), "{head:?}: {answer}");
+        assert_eq!(answer.contains("urn:jwksd:problem:malformed-request"), status == "400", "{answer}");
+    }
+}
+
 async fn send(stream: &mut (impl AsyncWrite + Unpin), text: &str) {
     stream.write_all(text.as_bytes()).await.unwrap();
 }

@@ -3,8 +3,8 @@
 //! What this release cannot move, and why:
 //! - `jwksd_signing_failures_total` with any reason but `no_active_key`: the local backend neither fails nor is remote, a
 //!   file store is never stale, and a thousand queued signatures are no test for a shared machine;
-//! - `jwksd_backend_requests_total` with `operation="sign"` and every outcome but `ok`: local signatures are no requests;
-//!   those with `encrypt`, `decrypt` and `describe` are a seal's in AWS KMS (tests/aws_kms_seal.rs);
+//! - `jwksd_backend_requests_total` with every outcome but `ok`: the local backend does not fail; `encrypt`, `decrypt` and
+//!   `describe` are a seal's in AWS KMS (tests/aws_kms_seal.rs);
 //! - `jwksd_publication_mismatch`: there are no probes; `jwksd_staleness_limit_seconds`: 0 with a file store;
 //! - `jwksd_jwks_requests_total` with `code="other"`: what is no JWKS path belongs to no issuer;
 //! - `jwksd_rotations_total` with `compromise` (a new key, not the compromise, takes over: `revocation`) and
@@ -71,6 +71,7 @@ const SERIES: &[(&str, Labels)] = &[
     ("jwksd_sign_duration_seconds_sum", &[("keyset", "default"), ("backend", "local")]),
     ("jwksd_backend_requests_total", &[("backend", "local"), ("operation", "create"), ("outcome", "ok")]),
     ("jwksd_backend_requests_total", &[("backend", "local"), ("operation", "open"), ("outcome", "ok")]),
+    ("jwksd_backend_requests_total", &[("backend", "local"), ("operation", "sign"), ("outcome", "ok")]),
     ("jwksd_backend_requests_total", &[("backend", "local"), ("operation", "destroy"), ("outcome", "ok")]),
     ("jwksd_backend_requests_total", &[("backend", "local"), ("operation", "import"), ("outcome", "ok")]),
     ("jwksd_backend_request_duration_seconds_count", &[("backend", "local"), ("operation", "create")]),
@@ -182,8 +183,16 @@ async fn every_metric_moves() {
         assert!(start.sum(name, labels).is_some(), "{name}{labels:?} exists from the start");
     }
 
+    let signed = async |it: &mut Watch| {
+        let labels = [("backend", "local"), ("operation", "sign")];
+        let metrics = it.look().await;
+        let names = ["jwksd_backend_requests_total", "jwksd_backend_request_duration_seconds_count"];
+        names.map(|name| metrics.sum(name, &labels).unwrap())
+    };
     it.sign("default", good.clone(), 200).await;
+    assert_eq!(signed(&mut it).await, [1.0, 1.0], "in place");
     it.sign("quick", good.clone(), 200).await;
+    assert_eq!(signed(&mut it).await, [2.0, 2.0], "in the pool");
     it.sign("default", json!({ "claims": { "sub": "a", "aud": "good" }, "ttl": "1h" }), 422).await;
     it.sign("default", json!({ "claims": { "sub": "a" } }), 422).await;
     it.sign("default", json!({ "claims": { "sub": "a", "aud": "bad" } }), 422).await;
@@ -209,6 +218,12 @@ async fn every_metric_moves() {
     it.until("jwksd_alarms", &[("alarm", "store_unavailable")], |value| value > 0.0).await;
     it.until("jwksd_alarms", &[("alarm", "heartbeat_failed")], |value| value > 0.0).await;
     it.sign("quick", good.clone(), 200).await;
+    for _ in 0..20 {
+        Call::new(&it.daemon, Method::PUT, "admin", "/v1/keysets/default/hold").json(&json!({})).expect(503).await;
+    }
+    let lines = it.daemon.logs();
+    let told = lines.iter().filter(|line| line.contains("store-unavailable")).count();
+    assert!((1..=2).contains(&told), "of many alike one line now and then, not {told}");
     let_write(&it.daemon, true);
     it.until("jwksd_alarms", &[("alarm", "store_unavailable")], |value| value == 0.0).await;
     it.until("jwksd_alarms", &[("alarm", "heartbeat_failed")], |value| value == 0.0).await;

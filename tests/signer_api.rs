@@ -81,6 +81,7 @@ fn refused() -> Vec<(String, u16, &'static str, &'static str)> {
     let claims = |inner: &str| format!(r#"{{"claims":{{"sub":"a","aud":"b"{inner}}}}}"#);
     let with = |member: &str| format!(r#"{{"claims":{{"sub":"a","aud":"b"}},{member}}}"#);
     let invalid = |body: String, detail: &'static str| (body, 422, "claim-invalid", detail);
+    let ttl = |body: String, detail: &'static str| (body, 422, "ttl-invalid", detail);
     let missing = |body: &str, detail: &'static str| (body.to_owned(), 422, "claim-missing", detail);
     let forbidden = |body: String, detail: &'static str| (body, 422, "claim-forbidden", detail);
     let too_long = |body: String, detail: &'static str| (body, 422, "ttl-too-long", detail);
@@ -126,14 +127,15 @@ fn refused() -> Vec<(String, u16, &'static str, &'static str)> {
         bad(&with(r#""typ":1"#), "typ"),
         bad(&with(r#""typ":["JWT"]"#), "typ"),
         // How long it lives.
-        invalid(with(r#""ttl":0"#), "ttl 0"),
-        invalid(with(r#""ttl":-1"#), "ttl -1"),
-        invalid(with(r#""ttl":0.5"#), "ttl 0.5"),
-        invalid(with(r#""ttl":"0s""#), "ttl"),
-        invalid(with(r#""ttl":"500ms""#), "ttl"),
-        invalid(with(r#""ttl":"""#), "ttl"),
-        invalid(with(r#""ttl":"soon""#), "ttl"),
-        invalid(with(r#""ttl":"-5m""#), "ttl"),
+        ttl(with(r#""ttl":0"#), "ttl 0"),
+        ttl(with(r#""ttl":-1"#), "ttl -1"),
+        ttl(with(r#""ttl":0.5"#), "ttl 0.5"),
+        ttl(with(r#""ttl":"0s""#), "ttl"),
+        ttl(with(r#""ttl":"500ms""#), "ttl"),
+        ttl(with(r#""ttl":"1500ms""#), "ttl"),
+        ttl(with(r#""ttl":"""#), "ttl"),
+        ttl(with(r#""ttl":"soon""#), "ttl"),
+        ttl(with(r#""ttl":"-5m""#), "ttl"),
         too_long(with(r#""ttl":901"#), "15m"),
         too_long(with(r#""ttl":"16m""#), "15m"),
         too_long(with(r#""ttl":"1h""#), "15m"),
@@ -349,6 +351,20 @@ uid = 4294967
     let signed: Answer = local.sign_answer("tenant", body("b")).await;
     assert_eq!(signed.status, 200, "{}", signed.text);
     assert_eq!(local.sign_answer("default", body("b")).await.status, 403);
+    // A token that allows more decides; one that is not valid takes nothing away.
+    let more = format!("{mine}[signer.client.more]\ntoken_file = \"more.token\"\n");
+    let mut both = Daemon::builder().tables(TABLES).tables(&more).signer_on_unix_socket().prepare();
+    let token = "a-token-of-forty-characters-0123456789-abc";
+    std::fs::write(both.path("more.token"), token).unwrap();
+    both.start_process().await;
+    both.ready().await;
+    let client = reqwest::Client::builder().unix_socket(both.address("signer").trim_start_matches("unix:")).build();
+    let client = client.unwrap();
+    for (keyset, token) in [("default", token), ("tenant", "not-a-token")] {
+        let request = client.post(format!("http://localhost/v1/keysets/{keyset}/sign")).json(&body("b"));
+        let answer = request.bearer_auth(token).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{keyset}");
+    }
 }
 
 #[tokio::test]

@@ -15,11 +15,11 @@ use crate::keyring::name::Name;
 /// Why credentials could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    #[error("{key}: {source}")]
+    #[error("{key}")]
     Secret { key: String, source: SecretError },
-    #[error("{key}: {source}")]
+    #[error("{key}")]
     Token { key: String, source: TokenError },
-    #[error("the admin token {} cannot be made: {source}", .path.display())]
+    #[error("the admin token {} cannot be made", .path.display())]
     Create { path: PathBuf, source: std::io::Error },
 }
 

@@ -135,7 +135,10 @@ impl Reloader {
             action: "reload",
             generation: 0, // Known once it is written down.
             changed: other || renewed,
-            warnings: unfit.chain(loaded.warnings.iter().map(ToString::to_string)).collect(),
+            warnings: unfit
+                .chain(loaded.warnings.iter().map(ToString::to_string))
+                .chain(self.engine.remarks())
+                .collect(),
             restart_needed: restart_needed(&running.started, &running.config),
         })
     }

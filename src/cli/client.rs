@@ -7,8 +7,10 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{Failure, Global};
-use crate::config::{Address, Config, Listener, Role, Secret, Source, TokenSource, load};
+use super::print::plain;
+use super::{Failure, Global, variable};
+use crate::config::{Address, Config, Listener, Role, Secret, TokenSource, load};
+use crate::engine::chain;
 
 /// How long an answer may take: longer than any deadline of the daemon.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,16 +40,18 @@ pub(super) struct Client {
 
 /// The configuration that a command uses to find the daemon.
 pub(super) fn configuration(global: &Global) -> Result<Config, Failure> {
-    let source = Source::find(global.config.as_deref(), None);
-    let loaded = load(&source, std::env::vars()).map_err(|error| Failure::Usage(error.to_string()))?;
+    let source = global.source();
+    let loaded = load(&source, std::env::vars()).map_err(|error| Failure::Usage(chain(&error)))?;
     Ok(loaded.config)
 }
 
 impl Client {
     /// Connects lazily to `--server`, else to the listener of the configuration.
     pub fn new(global: &Global, which: Which) -> Result<Client, Failure> {
-        let server = match &global.server {
-            Some(server) => server.clone(),
+        // The variable names one listener, and commands talk to four.
+        let named = global.server.clone().or_else(|| variable("JWKSD_SERVER").filter(|_| which == Which::Admin));
+        let server = match named {
+            Some(server) => server,
             None => configured(&configuration(global)?, which)?,
         };
         let token = match which {
@@ -123,6 +127,9 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        if let Some(tls) = tls_error(error) {
+            return Failure::Failed(format!("the daemon at {} answers, but {}", self.target, not_trusted(tls)));
+        }
         Failure::Unreachable(format!(
             "the daemon at {} cannot be reached: {}; is it running? (--server says where)",
             self.target,
@@ -146,12 +153,12 @@ impl Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.body["detail"].as_str() {
-            Some(detail) => write!(f, "{detail} ({}, {})", self.slug(), self.status.as_u16())?,
+            Some(detail) => write!(f, "{} ({}, {})", plain(detail), plain(self.slug()), self.status.as_u16())?,
             None => write!(f, "the daemon answered {}", self.status)?,
         }
         for key in ["missing", "errors"] {
             for item in self.body[key].as_array().into_iter().flatten() {
-                write!(f, "\n  {}", item.as_str().unwrap_or_default())?;
+                write!(f, "\n  {}", plain(item.as_str().unwrap_or_default()))?;
             }
         }
         Ok(())
@@ -164,12 +171,10 @@ pub(super) async fn fetch(url: &str, ca_file: Option<&Path>) -> Result<Value, Fa
         return Err(Failure::Usage(format!("`{url}` is not an http or https URL")));
     }
     let client = Client::to(url, ca_file, None)?;
-    let response = client
-        .http
-        .get(url)
-        .send()
-        .await
-        .map_err(|error| Failure::Unreachable(format!("{url} cannot be fetched: {}", describe(&error))))?;
+    let response = client.http.get(url).send().await.map_err(|error| match tls_error(&error) {
+        Some(tls) => Failure::Failed(format!("{url} cannot be fetched: {}", not_trusted(tls))),
+        None => Failure::Unreachable(format!("{url} cannot be fetched: {}", describe(&error))),
+    })?;
     if response.status() != StatusCode::OK {
         return Err(Failure::Failed(format!(
             "{url} answered {}; a JWKS must be 200, never a redirect",
@@ -196,6 +201,47 @@ async fn read(mut response: Response) -> Result<String, reqwest::Error> {
 fn fingerprint(path: &str, body: Option<&Value>) -> String {
     let text = format!("{path} {}", body.map(Value::to_string).unwrap_or_default());
     crate::config::ContentDigest::of(text.as_bytes()).short()
+}
+
+/// What TLS has against a connection, if that is why there is none.
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        // What an I/O error wraps is no source of it.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = match wrapped {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// Why, and what to do.
+fn not_trusted(error: &rustls::Error) -> String {
+    use rustls::CertificateError as Certificate;
+    let rustls::Error::InvalidCertificate(certificate) = error else {
+        return format!("no TLS connection comes about: {error}; does the listener speak TLS?");
+    };
+    let (why, what) = match certificate {
+        Certificate::UnknownIssuer => {
+            ("who signed it is not known here".to_owned(), "name the authority's certificate with --ca-file")
+        }
+        Certificate::Expired | Certificate::ExpiredContext { .. } => ("it has expired".to_owned(), "renew it"),
+        Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
+            ("it is for another name".to_owned(), "connect with --server to a name that it is for")
+        }
+        // webpki says so of a plain self-signed certificate, which is an authority's.
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => (
+            "it is an authority's, as self-signed ones are by default".to_owned(),
+            "sign one with it for the daemon (basicConstraints CA:FALSE), and name the authority's with --ca-file",
+        ),
+        other => (other.to_string(), "give the daemon another one, or name its authority's with --ca-file"),
+    };
+    format!("its certificate is not acceptable: {why}; {what}")
 }
 
 fn describe(error: &reqwest::Error) -> String {
@@ -243,7 +289,7 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
     if let Some(path) = &global.token_file {
         return read_token(path).map(Some);
     }
-    if let Ok(token) = std::env::var("JWKSD_TOKEN") {
+    if let Some(token) = variable("JWKSD_TOKEN") {
         return Ok(Some(Zeroizing::new(token)));
     }
     if which == Which::Signer {

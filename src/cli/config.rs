@@ -2,20 +2,22 @@
 
 use serde_json::json;
 
+use super::keysets::print_json;
 use super::{Failure, Global, Outcome, Output};
-use crate::config::{ConfigErrors, Source, examine_files, load};
+use crate::config::{ConfigErrors, examine_files, load};
+use crate::engine::chain;
 use crate::keyring::timing::derive;
 use crate::keyring::verifiers::presets;
 
 /// Validates, prints the derived timing and warnings. Binds nothing and makes nothing.
 pub(super) fn check(global: &Global) -> Outcome {
-    let loaded = match load(&Source::find(global.config.as_deref(), None), std::env::vars()) {
+    let loaded = match load(&global.source(), std::env::vars()) {
         Ok(loaded) => loaded,
         Err(error) => {
             if global.output == Output::Json {
-                println!("{:#}", json!({ "valid": false, "errors": lines(&error), "warnings": [], "keysets": [] }));
+                print_json(&json!({ "valid": false, "errors": lines(&error), "warnings": [], "keysets": [] }));
             }
-            return Err(Failure::Usage(error.to_string()));
+            return Err(Failure::Usage(chain(&error)));
         }
     };
     let files = examine_files(&loaded.config);
@@ -36,10 +38,7 @@ pub(super) fn check(global: &Global) -> Outcome {
                 })
             })
             .collect();
-        println!(
-            "{:#}",
-            json!({ "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "keysets": derived })
-        );
+        print_json(&json!({ "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "keysets": derived }));
     } else {
         println!("{} is {}", loaded.origin, if errors.is_empty() { "valid" } else { "not valid" });
         for (keyset, derived) in &keysets {
@@ -74,7 +73,7 @@ fn lines(error: &ConfigErrors) -> Vec<String> {
             let timing = invalid.timing.iter().map(ToString::to_string);
             invalid.problems.iter().map(ToString::to_string).chain(timing).collect()
         }
-        other => vec![other.to_string()],
+        other => vec![chain(other)],
     }
 }
 
@@ -85,7 +84,7 @@ pub(super) fn verifiers(global: &Global) -> Outcome {
             .iter()
             .map(|preset| json!({ "name": preset.name, "product": preset.product, "sees_new_key_within": preset.new.to_string(), "keeps_old_key_for": preset.old.to_string() }))
             .collect();
-        println!("{:#}", json!({ "verifiers": all }));
+        print_json(&json!({ "verifiers": all }));
         return Ok(());
     }
     println!("{:<24}  {:<18}  {:<18}  PRODUCT", "NAME", "SEES NEW WITHIN", "KEEPS OLD FOR");

@@ -11,7 +11,7 @@ use crate::store::ledger::Ledger;
 use crate::telemetry::{hardening, logging};
 
 pub(super) fn serve(global: &Global) -> Outcome {
-    let source = Source::find(global.config.as_deref(), None);
+    let source = global.source();
     let loaded = read(&source)?;
     start_logging(&loaded)?;
     run(loaded, source)
@@ -56,7 +56,7 @@ pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
 }
 
 pub(super) fn init(global: &Global) -> Outcome {
-    let loaded = read(&Source::find(global.config.as_deref(), None))?;
+    let loaded = read(&global.source())?;
     super::in_runtime(async {
         let done = initialise(&loaded.config, system_now()).await.map_err(failed)?;
         match global.output {
@@ -70,7 +70,7 @@ pub(super) fn init(global: &Global) -> Outcome {
 
 /// Moves every data key under the configured seal and every secret under a new data key.
 pub(super) fn reseal(global: &Global) -> Outcome {
-    let loaded = read(&Source::find(global.config.as_deref(), None))?;
+    let loaded = read(&global.source())?;
     super::in_runtime(async {
         let (store, keys) = open_for_maintenance(&loaded.config).await.map_err(failed)?;
         let bind = |keyring: &Keyring, key: &Key, keys: &DataKeys| {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::client::{Client, Which, fetch};
+use super::print::{json_text, plain};
 use super::render::{self, str_of};
 use super::{Action, Failure, Global, Outcome, Output, Unasked, time_or_duration};
 use crate::app::system_now;
@@ -62,14 +63,21 @@ pub(super) async fn rotate(
     let admin = Client::new(global, Which::Admin)?;
     let keyset = chosen(&admin, keyset).await?;
     let risky = allow_unpropagated || body.contains_key("confirm_algorithm");
-    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/rotate"), body, action, risky).await
+    carry_out(global, &admin, (Method::POST, &format!("/v1/keysets/{keyset}/rotate")), body, action, risky).await
 }
 
 /// compromise, rollback, drain
-pub(super) async fn act(global: &Global, keyset: Option<&str>, name: &str, action: &Action) -> Outcome {
+pub(super) async fn act(
+    global: &Global,
+    keyset: Option<String>,
+    name: &str,
+    method: Method,
+    action: &Action,
+) -> Outcome {
     let admin = Client::new(global, Which::Admin)?;
-    let keyset = chosen(&admin, keyset).await?;
-    carry_out(global, &admin, &format!("/v1/keysets/{keyset}/{name}"), body_of(&action.request), action, true).await
+    let keyset = chosen(&admin, keyset.as_deref()).await?;
+    let path = format!("/v1/keysets/{keyset}/{name}");
+    carry_out(global, &admin, (method, &path), body_of(&action.request), action, true).await
 }
 
 pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) -> Outcome {
@@ -83,7 +91,7 @@ pub(super) async fn revoke(global: &Global, target: &[String], action: &Action) 
     let shown = admin.get(&format!("/v1/keysets/{keyset}?history=true")).await?;
     let kid = resolve(&shown, key)?;
     let path = format!("/v1/keysets/{keyset}/keys/{}/revoke", escaped(&kid));
-    carry_out(global, &admin, &path, body_of(&action.request), action, true).await
+    carry_out(global, &admin, (Method::POST, &path), body_of(&action.request), action, true).await
 }
 
 pub(super) async fn hold(global: &Global, keyset: Option<&str>, until: Option<String>, request: &Unasked) -> Outcome {
@@ -149,14 +157,14 @@ pub(super) async fn audit(global: &Global, keyset: Option<&str>, after: Option<S
     }
     for item in &all {
         let kids: Vec<_> =
-            item["kids"].as_array().into_iter().flatten().map(|kid| render::short_kid(str_of(kid))).collect();
-        let reason = item["reason"].as_str().unwrap_or_default();
+            item["kids"].as_array().into_iter().flatten().map(|kid| render::short_kid(&plain(str_of(kid)))).collect();
+        let reason = plain(str_of(&item["reason"]));
         println!(
             "{:<24}  {:<12}  {:<14}  {:<12}  {}  {reason}",
-            str_of(&item["time"]),
-            str_of(&item["keyset"]),
-            str_of(&item["action"]),
-            str_of(&item["actor"]),
+            plain(str_of(&item["time"])),
+            plain(str_of(&item["keyset"])),
+            plain(str_of(&item["action"])),
+            plain(str_of(&item["actor"])),
             kids.join(" ")
         );
     }
@@ -286,7 +294,7 @@ pub(super) async fn healthcheck(global: &Global, sign: bool) -> Outcome {
 async fn carry_out(
     global: &Global,
     admin: &Client,
-    path: &str,
+    (method, path): (Method, &str),
     body: Map<String, Value>,
     action: &Action,
     risky: bool,
@@ -294,10 +302,10 @@ async fn carry_out(
     if risky && !action.request.dry_run && !action.yes {
         let mut trial = body.clone();
         trial.insert("dry_run".to_owned(), true.into());
-        let outcome = admin.send(Method::POST, path, Some(&trial.into())).await?;
+        let outcome = admin.send(method.clone(), path, Some(&trial.into())).await?;
         confirm(&render::outcome(&outcome, false))?;
     }
-    let outcome = persist(admin, Method::POST, path, &body.into(), action.request.wait).await?;
+    let outcome = persist(admin, method, path, &body.into(), action.request.wait).await?;
     show(global, &outcome);
     Ok(())
 }
@@ -414,7 +422,7 @@ fn escaped(text: &str) -> String {
 }
 
 pub(super) fn print_json(value: &Value) {
-    println!("{value:#}");
+    println!("{}", json_text(value));
 }
 
 #[cfg(test)]

@@ -1,11 +1,27 @@
 //! The command line: arguments, and one file per group of commands.
 
+/// As the standard one, but a reader that has gone away ends the command quietly.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::print::put(&(format!($($text)*) + "\n")) };
+}
+
+/// As the standard one, but a reader that has gone away ends the command quietly.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::print::put(&format!($($text)*)) };
+}
+
+/// As the standard one, but it does not matter whether somebody reads.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::print::complain(&(format!($($text)*) + "\n")) };
+}
+
 mod client;
 mod clock;
 mod config;
 mod daemon;
 mod demo;
 mod keysets;
+mod print;
 mod render;
 mod tokens;
 
@@ -13,7 +29,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use reqwest::Method;
 
+use crate::config::Source;
 use crate::keyring::time::{Span, Timestamp};
 
 /// Owns the signing keys of JWT issuers: makes, publishes, rotates and revokes them, and signs with them.
@@ -28,11 +46,12 @@ struct Cli {
 
 #[derive(Args, Clone)]
 struct Global {
-    /// Configuration file (TOML, or JSON by its extension) [default: config/jwksd.toml, /etc/jwksd/jwksd.toml, built in]
-    #[arg(long, global = true, env = "JWKSD_CONFIG", value_name = "FILE")]
+    /// Configuration file (TOML, or JSON by its extension) [default: $JWKSD_CONFIG, config/jwksd.toml, /etc/jwksd/jwksd.toml, built in]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address of the daemon: a URL, host:port or unix:PATH [default: from the configuration]
-    #[arg(long, global = true, env = "JWKSD_SERVER", value_name = "ADDRESS")]
+    /// Address of the listener that the command talks to: a URL, host:port or unix:PATH [default: from the configuration;
+    /// for operators' commands $JWKSD_SERVER]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     server: Option<String>,
     /// File with the bearer token [default: from the configuration; $JWKSD_TOKEN is a token itself]
     #[arg(long, global = true, value_name = "FILE")]
@@ -43,6 +62,18 @@ struct Global {
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+impl Global {
+    /// Where the configuration is read from.
+    fn source(&self) -> Source {
+        Source::find(self.config.as_deref(), variable("JWKSD_CONFIG").as_deref())
+    }
+}
+
+/// A variable of the environment; an empty one is none.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -123,6 +154,9 @@ enum Command {
     /// End a keyset: it signs no more, its keys leave as their tokens expire
     Drain {
         keyset: Option<String>,
+        /// Let a drained keyset sign again
+        #[arg(long)]
+        undo: bool,
         #[command(flatten)]
         action: Action,
     },
@@ -261,7 +295,7 @@ pub fn main() -> ExitCode {
                 Failure::Refused(message) => (3, message),
                 Failure::Unreachable(message) => (4, message),
             };
-            eprintln!("jwksd: {message}");
+            eprintln!("jwksd: {}", print::plain_lines(&message));
             ExitCode::from(code)
         }
     }
@@ -277,7 +311,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Check => config::check(&global),
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "jwksd", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "jwksd", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Inspect { token } => tokens::inspect(&global, &token),
@@ -293,9 +329,14 @@ async fn remote(global: &Global, command: Command) -> Outcome {
             keysets::rotate(global, keyset.as_deref(), allow_unpropagated, confirm_algorithm, &action).await
         }
         Command::Revoke { target, action } => keysets::revoke(global, &target, &action).await,
-        Command::Compromise { keyset, action } => keysets::act(global, keyset.as_deref(), "compromise", &action).await,
-        Command::Rollback { keyset, action } => keysets::act(global, keyset.as_deref(), "rollback", &action).await,
-        Command::Drain { keyset, action } => keysets::act(global, keyset.as_deref(), "drain", &action).await,
+        Command::Compromise { keyset, action } => {
+            keysets::act(global, keyset, "compromise", Method::POST, &action).await
+        }
+        Command::Rollback { keyset, action } => keysets::act(global, keyset, "rollback", Method::POST, &action).await,
+        Command::Drain { keyset, undo, action } => {
+            let method = if undo { Method::DELETE } else { Method::POST };
+            keysets::act(global, keyset, "drain", method, &action).await
+        }
         Command::Hold { keyset, until, request } => keysets::hold(global, keyset.as_deref(), until, &request).await,
         Command::Resume { keyset, request } => keysets::resume(global, keyset.as_deref(), &request).await,
         Command::Clock { command: ClockCommand::Show } => clock::show(global).await,

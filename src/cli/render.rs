@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 
 use serde_json::Value;
 
+use super::print::plain;
 use crate::keyring::time::{Span, Timestamp};
 
 /// Whether to colour: on a terminal, unless NO_COLOR is set.
@@ -24,20 +25,23 @@ pub(super) fn keyset(keyset: &Value, now: Timestamp, colour: bool) -> String {
     let _ = writeln!(
         text,
         "{}  {}  {}  generation {}  {health}",
-        paint.bold(str_of(&keyset["name"])),
-        str_of(&keyset["algorithm"]),
-        str_of(&keyset["issuer"]),
+        paint.bold(&shown(&keyset["name"])),
+        shown(&keyset["algorithm"]),
+        shown(&keyset["issuer"]),
         keyset["generation"]
     );
     for alarm in keyset["alarms"].as_array().into_iter().flatten() {
-        let _ = writeln!(text, " {} {}", paint.red("!"), str_of(alarm));
+        let _ = writeln!(text, " {} {}", paint.red("!"), shown(alarm));
     }
     if let Some(hold) = keyset["hold"].as_object() {
-        let until =
-            hold.get("until").and_then(Value::as_str).map_or("until resumed".to_owned(), |at| format!("until {at}"));
-        let actor = hold.get("actor").and_then(Value::as_str).unwrap_or_default();
-        let reason = hold.get("reason").and_then(Value::as_str).unwrap_or_default();
-        let _ = writeln!(text, " {} held by {actor} {until} {reason}", paint.yellow("‖"));
+        let until = hold
+            .get("until")
+            .and_then(Value::as_str)
+            .map_or("until resumed".to_owned(), |at| format!("until {}", plain(at)));
+        let actor = hold.get("actor").map(shown).unwrap_or_default();
+        let reason = hold.get("reason").map(shown).filter(|reason| !reason.is_empty());
+        let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let _ = writeln!(text, " {} held by {actor} {until}{reason}", paint.yellow("‖"));
     }
     let rows: Vec<[String; 5]> = keyset["keys"].as_array().into_iter().flatten().map(|key| row(key, now)).collect();
     let header = ["#", "KID", "STATE", "SINCE", "NEXT"].map(str::to_owned);
@@ -63,23 +67,28 @@ pub(super) fn keyset(keyset: &Value, now: Timestamp, colour: bool) -> String {
 
 fn row(key: &Value, now: Timestamp) -> [String; 5] {
     let since = Timestamp::parse_rfc3339(str_of(&key["entered_at"])).map(|at| rough(now.since(at))).unwrap_or_default();
-    [key["serial"].to_string(), short_kid(str_of(&key["kid"])), str_of(&key["state"]).to_owned(), since, next(key, now)]
+    [key["serial"].to_string(), short_kid(&shown(&key["kid"])), shown(&key["state"]), since, next(key, now)]
 }
 
 fn next(key: &Value, now: Timestamp) -> String {
     let next = &key["next"];
-    let state = str_of(&next["state"]);
+    let state = shown(&next["state"]);
     if let Some(revocation) = key["revocation"].as_object() {
-        let actor = revocation.get("actor").and_then(Value::as_str).unwrap_or_default();
-        let reason = revocation.get("reason").and_then(Value::as_str).unwrap_or_default();
+        let actor = revocation.get("actor").map(shown).unwrap_or_default();
+        let reason = revocation.get("reason").map(shown).unwrap_or_default();
         return format!("revoked by {actor}: {reason}");
     }
     if state.is_empty() {
         return String::new();
     }
-    let waiting: Vec<&str> = next["waiting_for"].as_array().into_iter().flatten().map(str_of).collect();
+    let waiting: Vec<String> = next["waiting_for"].as_array().into_iter().flatten().map(shown).collect();
     let mut text = match (str_of(&key["state"]), Timestamp::parse_rfc3339(str_of(&next["at"]))) {
-        ("standby", _) => format!("{state} at the next rotation"),
+        ("standby", _) => match Timestamp::parse_rfc3339(str_of(&next["not_before"])) {
+            Some(at) if at > now => {
+                format!("{state} at the next rotation, in {} at the earliest", rough(at.since(now)))
+            }
+            _ => format!("{state} at the next rotation"),
+        },
         (_, Some(at)) if at > now && at.since(now) >= Span::DAY => {
             format!("{state} in {} ({})", rough(at.since(now)), at.to_chrono().format("%a %-d %b %H:%M UTC"))
         }
@@ -120,16 +129,17 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
     let paint = Paint { on: colour };
     let mut text = String::new();
     let tense = if outcome["dry_run"].as_bool().unwrap_or(false) { " (dry run, nothing changed)" } else { "" };
-    let _ = writeln!(text, "{}{tense}  generation {}", paint.bold(str_of(&outcome["action"])), outcome["generation"]);
+    let _ = writeln!(text, "{}{tense}  generation {}", paint.bold(&shown(&outcome["action"])), outcome["generation"]);
     let changes = outcome["changes"].as_array().map(Vec::as_slice).unwrap_or_default();
     if changes.is_empty() {
         let _ = writeln!(text, "  nothing changes");
     }
     for change in changes {
-        let from = change["from"].as_str().unwrap_or("new");
-        let kid = short_kid(str_of(&change["kid"]));
-        let until = change["unpublished_at"].as_str().map(|at| format!(", published until {at}")).unwrap_or_default();
-        let _ = writeln!(text, "  {:>3} {kid}  {from} → {}{until}", change["serial"], str_of(&change["to"]));
+        let from = change["from"].as_str().map_or("new".to_owned(), plain);
+        let kid = short_kid(&shown(&change["kid"]));
+        let until =
+            change["unpublished_at"].as_str().map(|at| format!(", published until {}", plain(at))).unwrap_or_default();
+        let _ = writeln!(text, "  {:>3} {kid}  {from} → {}{until}", change["serial"], shown(&change["to"]));
     }
     if outcome["unpropagated"].as_bool().unwrap_or(false) {
         let _ = writeln!(
@@ -140,28 +150,28 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
     }
     for verifier in outcome["verifiers"].as_array().into_iter().flatten() {
         let ok = if verifier["ok"].as_bool().unwrap_or(false) { paint.green("ok") } else { paint.yellow("not yet") };
-        let by = verifier["sees_new_key_by"].as_str().unwrap_or("an unknown time");
-        let _ = writeln!(text, "  verifier {}: sees the key by {by} ({ok})", str_of(&verifier["name"]));
+        let by = verifier["sees_new_key_by"].as_str().map_or("an unknown time".to_owned(), plain);
+        let _ = writeln!(text, "  verifier {}: sees the key by {by} ({ok})", shown(&verifier["name"]));
     }
     if let Some(exposure) = outcome["exposure"].as_object() {
         match exposure.get("until").and_then(Value::as_str) {
-            Some(until) => _ = writeln!(text, "  declared caches may accept the key until {until}"),
+            Some(until) => _ = writeln!(text, "  declared caches may accept the key until {}", plain(until)),
             None => {
                 _ = writeln!(
                     text,
-                    "  it is not known until when caches may accept the key: no bounded verifier is declared"
+                    "  it is not known until when caches may accept the key: read the answer of a newer daemon"
                 )
             }
         }
     }
     for name in outcome["restart_verifiers"].as_array().into_iter().flatten() {
-        let _ = writeln!(text, "  {} restart {}: it keeps the key until then", paint.red("!"), str_of(name));
+        let _ = writeln!(text, "  {} restart {}: it keeps the key until then", paint.red("!"), shown(name));
     }
     for warning in outcome["warnings"].as_array().into_iter().flatten() {
-        let _ = writeln!(text, "  {} {}", paint.yellow("!"), str_of(warning));
+        let _ = writeln!(text, "  {} {}", paint.yellow("!"), shown(warning));
     }
     if let Some(at) = outcome["next_standby_at"].as_str() {
-        let _ = writeln!(text, "  the next standby key is ready at {at}");
+        let _ = writeln!(text, "  the next standby key is ready at {}", plain(at));
     }
     text
 }
@@ -169,6 +179,11 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
 /// The text of a JSON string, or nothing.
 pub(super) fn str_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+/// The same as it may be printed.
+fn shown(value: &Value) -> String {
+    plain(str_of(value))
 }
 
 struct Paint {
@@ -234,6 +249,14 @@ mod tests {
             ],
         });
         insta::assert_snapshot!(keyset(&value, now, false));
+    }
+
+    #[test]
+    fn a_standby_key_that_may_not_sign_yet_says_when_it_may() {
+        let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
+        let key = |at: &str| serde_json::json!({ "state": "standby", "next": { "state": "active", "not_before": at, "waiting_for": [] } });
+        assert_eq!(next(&key("2026-11-24T12:00:00Z"), now), "active at the next rotation, in 2h00m at the earliest");
+        assert_eq!(next(&key("2026-11-24T10:00:00Z"), now), "active at the next rotation");
     }
 
     #[test]

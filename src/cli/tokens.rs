@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Client, Which, configuration, fetch};
 use super::keysets::print_json;
+use super::print::{json_text, plain};
 use super::render::str_of;
 use super::{Failure, Global, Outcome, Output};
 use crate::app::system_now;
@@ -122,9 +123,9 @@ pub(super) async fn verify(
         Output::Text => {
             println!(
                 "valid: signed by {issuer} with the key {}",
-                decoded.header.get("kid").map(str_of).unwrap_or_default()
+                plain(decoded.header.get("kid").map(str_of).unwrap_or_default())
             );
-            println!("{:#}", Value::from(claims));
+            println!("{}", json_text(&Value::from(claims)));
         }
     }
     Ok(())
@@ -161,10 +162,10 @@ pub(super) fn inspect(global: &Global, token: &str) -> Outcome {
         );
         return Ok(());
     }
-    println!("header {:#}", Value::from(decoded.header));
-    println!("claims {:#}", Value::from(decoded.claims));
+    println!("header {}", json_text(&Value::from(decoded.header)));
+    println!("claims {}", json_text(&Value::from(decoded.claims)));
     for weakness in &weak {
-        println!("! {weakness}");
+        println!("! {}", plain(weakness));
     }
     println!("Nothing was verified: `jwksd verify` does that.");
     Ok(())
@@ -200,7 +201,7 @@ pub(super) async fn diff(global: &Global, url: &str, issuer: Option<String>) -> 
             print_json(&json!({ "equal": items.is_empty(), "differences": items }));
         }
         Output::Text if differences.is_empty() => println!("equal: {} keys", ours.len()),
-        Output::Text => differences.iter().for_each(|(kind, kid, text)| println!("{kind:<9} {kid}  {text}")),
+        Output::Text => differences.iter().for_each(|(kind, kid, text)| println!("{kind:<9} {}  {text}", plain(kid))),
     }
     if differences.is_empty() { Ok(()) } else { Err(Failure::Failed("the key sets differ".to_owned())) }
 }

@@ -299,28 +299,38 @@ impl<T: Field> Field for Named<T> {
 #[derive(Debug)]
 pub(super) enum Verifier {
     Text(String),
-    Cache { name: Name, cache: Span },
+    Cache {
+        name: Name,
+        cache: Span,
+    },
+    /// Refused already; the others of its list are examined all the same.
+    Unreadable,
 }
 
 impl Field for Verifier {
     const SHAPE: Shape = Shape::Text;
 
     fn read(value: Value, at: &At<'_>, report: &mut Report) -> Option<Self> {
-        match value {
+        let read = match value {
             Value::Text(_) => String::read(value, at, report).map(Verifier::Text),
-            Value::Table(_) => {
-                let raw = NamedVerifier::read(value, at, report)?;
-                let name = report.require(at.key("name"), raw.name, "give the verifier a name")?;
-                let cache = report.require(at.key("cache"), raw.cache, "say how long it caches, such as \"1h\"")?;
-                match Name::parse(&name) {
-                    Ok(name) => Some(Verifier::Cache { name, cache }),
-                    Err(error) => {
-                        report.refuse(at.key("name"), error);
-                        None
-                    }
-                }
-            }
+            Value::Table(_) => NamedVerifier::read(value, at, report).and_then(|raw| Self::named(raw, at, report)),
             other => wrong_type(&other, "a preset's name, a duration or { name, cache }", at, report),
+        };
+        Some(read.unwrap_or(Verifier::Unreadable))
+    }
+}
+
+impl Verifier {
+    fn named(raw: NamedVerifier, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let name = report.require(at.key("name"), raw.name, "give the verifier a name");
+        let cache = report.require(at.key("cache"), raw.cache, "say how long it caches, such as \"1h\"");
+        let (name, cache) = (name?, cache?);
+        match Name::parse(&name) {
+            Ok(name) => Some(Verifier::Cache { name, cache }),
+            Err(error) => {
+                report.refuse(at.key("name"), error);
+                None
+            }
         }
     }
 }

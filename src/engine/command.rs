@@ -214,6 +214,8 @@ fn trigger(intent: &Intent) -> Trigger {
         Intent::Revoke { .. } => Trigger::Revocation,
         Intent::Compromise => Trigger::Compromise,
         Intent::Import(_) => Trigger::Import,
-        Intent::Rotate { .. } | Intent::Hold { .. } | Intent::Resume | Intent::Drain => Trigger::Operator,
+        Intent::Rotate { .. } | Intent::Hold { .. } | Intent::Resume | Intent::Drain | Intent::Undrain => {
+            Trigger::Operator
+        }
     }
 }

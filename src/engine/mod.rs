@@ -34,6 +34,7 @@ use crate::keyring::record::{Key, Keyring};
 use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::{Ledger, Unauthenticated};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::sieve::Sieve;
 
 pub use cell::{Directory, IssuerCell, KeysetCell, Route, RouteKind};
 pub use command::CommandError;
@@ -79,6 +80,8 @@ pub struct Engine {
     scheduler: std::sync::Mutex<scheduler::Tasks>,
     /// Watches this process's background tasks.
     pub supervisor: Arc<supervise::Supervisor>,
+    /// Steps that could not be stored.
+    complaints: Sieve,
     /// Held by whoever carries out a request to the daemon as a whole.
     turn: tokio::sync::Mutex<()>,
 }
@@ -149,6 +152,7 @@ impl Engine {
             reconfigured: tokio::sync::Notify::new(),
             scheduler: std::sync::Mutex::default(),
             supervisor: Arc::default(),
+            complaints: Sieve::default(),
             turn: tokio::sync::Mutex::default(),
         })
     }

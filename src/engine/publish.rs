@@ -28,11 +28,14 @@ impl Engine {
         let current = cell.snapshot.load_full();
         if let Some(active) = current.active.as_ref().filter(|active| active.serial == key.serial) {
             let same = *types == current.keyring.policy.tokens.types;
-            let renewed = || Arc::new(ActiveKey::new(key, types, active.signer.clone(), active.door.clone()));
+            let (signer, requests) = (active.signer.clone(), active.requests.clone());
+            let renewed = || Arc::new(ActiveKey::new(key, types, signer, requests, active.door.clone()));
             return Ok(Some(if same { active.clone() } else { renewed() }));
         }
         let signer = self.open(next, key).await?;
-        Ok(Some(Arc::new(ActiveKey::new(key, types, signer, Arc::default()))))
+        let name = key.private.as_ref().and_then(|private| self.backend(&private.backend));
+        let requests = self.metrics.register_backend(name.map_or("local", |backend| backend.name()));
+        Ok(Some(Arc::new(ActiveKey::new(key, types, signer, requests, Arc::default()))))
     }
 
     pub(super) async fn open(&self, keyring: &Keyring, key: &Key) -> Result<crate::backend::Signer, BackendError> {

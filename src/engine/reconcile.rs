@@ -357,7 +357,10 @@ impl Engine {
         match error {
             CommitError::Ledger(error) if error.is_distrust() => Rest::Frozen,
             CommitError::Ledger(error) => {
-                tracing::error!(keyset = %cell.name, error = %chain(error), "a step could not be stored; it is tried again");
+                // Tried every second, for every keyset of the store.
+                if let Some(kept_back) = self.complaints.pass(self.clock.boot().to_std()) {
+                    tracing::error!(keyset = %cell.name, error = %chain(error), kept_back, "a step could not be stored; it is tried again");
+                }
                 Rest::Retry(Span::SECOND)
             }
             CommitError::Signer(error) => {

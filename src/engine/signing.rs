@@ -12,16 +12,17 @@ use tokio::time::timeout;
 
 use super::Engine;
 use super::cell::KeysetCell;
-use super::reconcile::chain;
+use super::reconcile::{chain, outcome_of};
 use super::snapshot::ActiveKey;
 use crate::backend::verify::verify;
 use crate::backend::{BackendError, BackendErrorKind, LocalSigner, RemoteSigner, Signer};
+use crate::clock::Clock;
 use crate::keyring::claims::{ClaimError, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
 use crate::telemetry::audit::{SignatureLine, signature};
-use crate::telemetry::metrics::{BackendOperation, SigningFailure};
+use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SigningFailure};
 
 /// A signed token.
 #[derive(Clone)]
@@ -148,8 +149,11 @@ impl Engine {
         ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
         match &active.signer {
-            Signer::Inline(signer) => signer.sign(message.as_bytes()).map_err(failed),
-            Signer::Pooled(signer) => self.pooled(cell, signer.clone(), message, ends).await,
+            Signer::Inline(signer) => {
+                let clock = self.clock.clock().as_ref();
+                counted(clock, &active.requests, || signer.sign(message.as_bytes())).map_err(failed)
+            }
+            Signer::Pooled(signer) => self.pooled(cell, active, signer.clone(), message, ends).await,
             Signer::Remote(signer) => self.remote(cell, active, signer.clone(), message, ends).await,
         }
     }
@@ -157,13 +161,16 @@ impl Engine {
     async fn pooled(
         &self,
         cell: &KeysetCell,
+        active: &ActiveKey,
         signer: Arc<dyn LocalSigner>,
         message: &str,
         ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
         let message = message.as_bytes().to_vec();
+        let (clock, requests) = (self.clock.clock().clone(), active.requests.clone());
         self.in_turn(cell, &cell.pool.threads, ends, SigningFailure::Overload, async move {
-            let work = tokio::task::spawn_blocking(move || signer.sign(&message));
+            let work =
+                tokio::task::spawn_blocking(move || counted(clock.as_ref(), &requests, || signer.sign(&message)));
             match work.await {
                 Ok(signature) => signature.map_err(failed),
                 Err(error) => Err(ours(SigningFailure::BackendUnavailable, &error.to_string())),
@@ -323,6 +330,19 @@ fn note_disabled(cell: &KeysetCell, serial: Serial, failure: Option<&SignFailure
         None => cell.remote.absolve(serial),
         Some(_) => {}
     }
+}
+
+/// A signature that this process makes, counted as a request to its backend.
+fn counted(
+    clock: &dyn Clock,
+    requests: &BackendMetrics,
+    sign: impl FnOnce() -> Result<Vec<u8>, BackendError>,
+) -> Result<Vec<u8>, BackendError> {
+    let started = clock.monotonic();
+    let result = sign();
+    let outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+    requests.requested(BackendOperation::Sign, outcome, clock.monotonic().saturating_sub(started));
+    result
 }
 
 fn transient(kind: BackendErrorKind) -> bool {

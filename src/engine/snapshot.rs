@@ -15,6 +15,7 @@ use crate::keyring::plan::SlowStep;
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring, Serial};
 use crate::keyring::time::{Span, Timestamp};
+use crate::telemetry::metrics::BackendMetrics;
 
 /// Everything known of a keyset at one instant.
 #[derive(Clone)]
@@ -69,6 +70,8 @@ pub struct ActiveKey {
     pub public: PublicJwk,
     pub backend: String,
     pub signer: Signer,
+    /// Counts the signatures asked of its backend; without a lock.
+    pub requests: BackendMetrics,
     /// `base64url(header) + "."` for each allowed `typ`, in the policy's order.
     pub headers: Vec<String>,
     pub door: Arc<Door>,
@@ -81,8 +84,15 @@ pub struct Door {
     leaving: AtomicUsize,
 }
 
+impl KeysetSnapshot {
+    /// Whether applications may expect signatures: a drained keyset that is gone from the configuration has ended for good.
+    pub fn is_to_sign(&self) -> bool {
+        !self.keyring.drained || self.desired != Wanted::Absent
+    }
+}
+
 impl ActiveKey {
-    pub fn new(key: &Key, types: &[String], signer: Signer, door: Arc<Door>) -> Self {
+    pub fn new(key: &Key, types: &[String], signer: Signer, requests: BackendMetrics, door: Arc<Door>) -> Self {
         ActiveKey {
             serial: key.serial,
             kid: key.kid.clone(),
@@ -90,6 +100,7 @@ impl ActiveKey {
             public: key.public.clone(),
             backend: key.private.as_ref().map(|private| private.backend.clone()).unwrap_or_default(),
             signer,
+            requests,
             headers: types.iter().map(|typ| header(key.algorithm, typ, &key.kid)).collect(),
             door,
         }

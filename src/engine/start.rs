@@ -309,13 +309,27 @@ impl Engine {
             };
             self.want(cell, wanted).await;
             let _writer = cell.writer.lock().await;
-            let keyring = cell.snapshot.load_full().keyring.clone();
+            let snapshot = cell.snapshot.load_full();
+            let keyring = snapshot.keyring.clone();
+            if keyring.drained && snapshot.is_to_sign() {
+                tracing::warn!(keyset = %cell.name, "{DRAINED}");
+            }
             if keyring.generation > 0 {
                 // A failure to open is retried, and reported, by reconciliation.
                 let signer = self.ready_signer(cell, &keyring).await.ok().flatten();
                 self.show(cell, keyring, signer);
             }
         }
+    }
+
+    /// What is worth saying of a configuration that was taken, given what is stored.
+    pub fn remarks(&self) -> Vec<String> {
+        let directory = self.directory();
+        let drained = directory.order.iter().filter(|cell| {
+            let snapshot = cell.snapshot.load();
+            snapshot.keyring.drained && snapshot.is_to_sign()
+        });
+        drained.map(|cell| format!("keyset.{}: {DRAINED}", cell.name)).collect()
     }
 
     /// Marks in the installation that every keyset has its keyring, so that a missing one is noticed.
@@ -336,6 +350,10 @@ impl Engine {
         ledger.created(&names).await.inspect_err(|_| self.unconfirmed.store(true, Ordering::Relaxed))
     }
 }
+
+/// Said of a keyset that an operator drained and the configuration wants.
+const DRAINED: &str =
+    "the keyset is configured, but was drained: it signs no more until `jwksd drain --undo` lets it, or it is removed";
 
 /// What a configuration must not say of an existing keyring.
 fn contradiction(declared: &Declared, keyring: &Keyring) -> Option<StartError> {

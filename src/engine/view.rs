@@ -44,8 +44,7 @@ impl Health {
 
 impl Sight {
     pub fn health(&self) -> Health {
-        let drained = self.snapshot.keyring.drained;
-        if !self.can_sign && !drained {
+        if !self.can_sign && self.snapshot.is_to_sign() {
             Health::Failing
         } else if self.alarms.is_empty() {
             Health::Ok

@@ -65,7 +65,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/keysets/{keyset}/compromise", post(compromise))
         .route("/v1/keysets/{keyset}/keys/{kid}/revoke", post(revoke))
         .route("/v1/keysets/{keyset}/hold", put(hold).delete(resume))
-        .route("/v1/keysets/{keyset}/drain", post(drain))
+        .route("/v1/keysets/{keyset}/drain", post(drain).delete(undrain))
         .route("/v1/keysets/{keyset}/import", post(super::import::import))
         .route("/v1/clock", get(show_clock))
         .route("/v1/clock/accept", post(accept_clock))
@@ -116,11 +116,27 @@ pub struct RotateBody {
     confirm_algorithm: Option<ConfirmBody>,
 }
 
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
 enum ConfirmBody {
     Any(bool),
     Alg(String),
+}
+
+impl<'de> Deserialize<'de> for ConfirmBody {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Any(bool),
+            Alg(String),
+        }
+        match Either::deserialize(deserializer) {
+            Ok(Either::Any(any)) => Ok(ConfirmBody::Any(any)),
+            Ok(Either::Alg(alg)) => Ok(ConfirmBody::Alg(alg)),
+            Err(_) => Err(serde::de::Error::custom("must be an algorithm such as \"ES256\", or true")),
+        }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -245,6 +261,19 @@ pub(super) async fn drain(
 ) -> Result<Response, Problem> {
     let call = Call { action: "drain", actor, headers, body: fingerprint_of(&body) };
     state.answer(&keyset, Intent::Drain, body.reason, body.dry_run, call).await
+}
+
+#[utoipa::path(delete, path = "/v1/keysets/{keyset}/drain", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
+    responses((status = 200, body = Outcome), (status = 409, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn undrain(
+    State(state): State<AdminState>,
+    Extension(actor): Extension<Actor>,
+    Path(keyset): Path<String>,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<ActionBody>,
+) -> Result<Response, Problem> {
+    let call = Call { action: "undrain", actor, headers, body: fingerprint_of(&body) };
+    state.answer(&keyset, Intent::Undrain, body.reason, body.dry_run, call).await
 }
 
 #[utoipa::path(put, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)), request_body = Option<HoldBody>,
@@ -576,7 +605,8 @@ impl<'de> Deserialize<'de> for DurationBody {
             Seconds(u32),
             Text(String),
         }
-        match Either::deserialize(deserializer)? {
+        let forms = |_| serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
+        match Either::deserialize(deserializer).map_err(forms)? {
             Either::Seconds(seconds) => Ok(DurationBody(Span::from_secs(i64::from(seconds)))),
             Either::Text(text) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
         }

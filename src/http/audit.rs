@@ -144,6 +144,12 @@ pub(super) fn page(engine: &Engine, query: &AuditQuery) -> Result<AuditPage, Pro
             Problem::new(ProblemType::MalformedRequest).detail(detail)
         })?,
     };
+    if let Some(wanted) = &query.keyset
+        && engine.keyset(wanted).is_none()
+    {
+        let shown: String = wanted.chars().take(63).collect();
+        return Err(Problem::new(ProblemType::UnknownKeyset).detail(format!("There is no keyset `{shown}`.")));
+    }
     let mut journals = Vec::new();
     for cell in &engine.directory().order {
         if query.keyset.as_deref().is_none_or(|wanted| wanted == cell.name.as_str()) {

@@ -159,6 +159,12 @@ impl<R> Authenticator<R> {
         Err(Unauthorized { reason: refusal.reason })
     }
 
+    /// The valid token that a request presents, if it does; counts nothing.
+    pub fn recognise(&self, headers: &HeaderMap) -> Option<Arc<Token<R>>> {
+        let Presented::Secret(secret) = presented(headers) else { return None };
+        self.tokens.load().find(secret).cloned()
+    }
+
     /// Decides without waiting; counts a failure.
     pub fn check(&self, headers: &HeaderMap, source: Source) -> Result<Arc<Token<R>>, Refusal> {
         let (reason, delay) = match presented(headers) {

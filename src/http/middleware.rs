@@ -27,7 +27,7 @@ use tracing::{Instrument, Span, debug_span, info_span};
 
 use super::body::{BODY_LIMIT, Limited};
 use super::listener::{ListenAddress, Peer};
-use super::problem::{Problem, ProblemType};
+use super::problem::{Problem, ProblemType, Sieves};
 use super::tls::Tls;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -67,12 +67,13 @@ pub struct Edge {
     listener: &'static str,
     body_timeout: Duration,
     ids: Arc<RequestIds>,
+    sieves: Arc<Sieves>,
 }
 
 impl Edge {
     /// `listener` names the listener in logs; a body must arrive within `body_timeout`.
     pub fn new(router: Router, listener: &'static str, body_timeout: Duration) -> Self {
-        Edge { router, listener, body_timeout, ids: Arc::new(RequestIds::new()) }
+        Edge { router, listener, body_timeout, ids: Arc::new(RequestIds::new()), sieves: Arc::new(Sieves::new()) }
     }
 
     /// Answers one request.
@@ -104,13 +105,17 @@ impl Edge {
         };
         let problem = response.extensions_mut().remove::<Problem>().or_else(|| problem_of_bare(&response));
         if let Some(problem) = problem {
-            problem.log(id);
+            problem.log(id, &self.sieves);
             problem.write_to(&mut response, Some(id));
         }
         response
     }
 
     fn limited(&self, request: Request) -> Result<Request, Problem> {
+        if lacks_host(&request) {
+            let detail = "A request of HTTP/1.1 has exactly one Host header field (RFC 9112 §3.2).";
+            return Err(Problem::new(ProblemType::MalformedRequest).detail(detail));
+        }
         if request.body().is_end_stream() {
             return Ok(request);
         }
@@ -248,6 +253,12 @@ pub fn guard_host(router: Router, policy: Arc<HostPolicy>) -> Router {
         }
     }
     router.layer(from_fn_with_state(policy, guard))
+}
+
+/// Whether an HTTP/1.1 request over TCP has no `Host`, or several. Over a Unix socket there is no host to name.
+fn lacks_host(request: &Request) -> bool {
+    let over_tcp = matches!(request.extensions().get::<Peer>(), Some(Peer::Tcp(_)));
+    over_tcp && request.version() == Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1
 }
 
 /// Every host that the request names: in its target and in `Host`, which may appear once (RFC 9112 §3.2).

@@ -81,7 +81,7 @@ pub struct ReadyBody {
         jwks, openid_configuration, authorization_server,
         signer::sign,
         admin::list, admin::show, admin::rotate, admin::rollback, admin::compromise, admin::revoke,
-        admin::drain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
+        admin::drain, admin::undrain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
         openapi_json,
         livez, readyz, readyz_sign, metrics,
     ),

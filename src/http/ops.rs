@@ -1,7 +1,8 @@
 //! What the kubelet and Prometheus ask: `/livez`, `/readyz`, `/readyz/sign`, `/metrics`.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +21,8 @@ pub struct OpsState {
     pub engine: Arc<Engine>,
     /// Set when the process begins to stop.
     pub stopping: Arc<AtomicBool>,
+    /// What was missing when each of the two was asked for last.
+    pub told: Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>,
 }
 
 pub fn router(state: OpsState) -> Router {
@@ -54,7 +57,7 @@ async fn ready_to_publish(State(state): State<OpsState>) -> Response {
             missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
         }
     }
-    answer(missing)
+    state.answer("publish", missing)
 }
 
 async fn ready_to_sign(State(state): State<OpsState>) -> Response {
@@ -64,14 +67,15 @@ async fn ready_to_sign(State(state): State<OpsState>) -> Response {
     }
     for cell in &state.engine.directory().order {
         let snapshot = cell.snapshot.load();
-        if snapshot.active.is_none() && !snapshot.keyring.drained {
-            missing.push(format!("keyset {} has no active key", cell.name));
+        if snapshot.active.is_none() && snapshot.is_to_sign() {
+            let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
+            missing.push(format!("keyset {} {why}", cell.name));
         }
         if cell.is_known_not_to_sign() {
             missing.push(format!("the backend of keyset {} does not sign", cell.name));
         }
     }
-    answer(missing)
+    state.answer("sign", missing)
 }
 
 impl OpsState {
@@ -85,13 +89,22 @@ impl OpsState {
         }
         missing
     }
-}
 
-fn answer(missing: Vec<String>) -> Response {
-    if missing.is_empty() {
-        return Json(json!({ "ready": true })).into_response();
+    /// Answers, and logs when the answer changes: a kubelet asks every few seconds.
+    fn answer(&self, to: &'static str, missing: Vec<String>) -> Response {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.insert(to, missing.clone()).unwrap_or_default();
+        drop(told);
+        match (before == missing, missing.is_empty()) {
+            (true, _) => {}
+            (false, true) => tracing::info!("ready to {to} again"),
+            (false, false) => tracing::warn!(missing = ?missing, "not ready to {to}"),
+        }
+        if missing.is_empty() {
+            return Json(json!({ "ready": true })).into_response();
+        }
+        Problem::new(ProblemType::NotReady).member("missing", missing).retry_after(1).into_response()
     }
-    Problem::new(ProblemType::NotReady).member("missing", missing).retry_after(1).into_response()
 }
 
 async fn metrics(State(state): State<OpsState>, headers: HeaderMap) -> Response {
@@ -125,7 +138,7 @@ mod tests {
         let clock = Arc::new(TrustedClock::new(Arc::new(SystemClock), Span::SECOND));
         let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
         let engine = Engine::new(clock, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
-        let state = OpsState { engine: engine.clone(), stopping: Arc::default() };
+        let state = OpsState { engine: engine.clone(), stopping: Arc::default(), told: Arc::default() };
         assert_eq!(alive(State(state.clone())).await.status(), 200);
         let cancel = CancellationToken::new();
         let task = engine.supervisor.clone().keep("heartbeat", cancel.clone(), || async { panic!("a drill") });

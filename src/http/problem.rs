@@ -9,8 +9,10 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::middleware::RequestId;
+use crate::telemetry::sieve::Sieve;
 
 /// The media type of RFC 9457.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -81,14 +83,18 @@ impl Problem {
         self.kind.status()
     }
 
-    /// Logs what the client is not told. Called once per answer, inside the request's span.
-    pub(super) fn log(&self, request_id: &RequestId) {
-        let id = request_id.as_str();
+    /// Logs what the client is not told; of many alike a line now and then. Called once per answer, inside the request's span.
+    pub(super) fn log(&self, request_id: &RequestId, sieves: &Sieves) {
+        let (id, problem) = (request_id.as_str(), self.kind.slug());
+        let failed = self.status().is_server_error() && self.kind != ProblemType::NotReady;
+        // Who asks for readiness logs when it changes.
+        let Some(kept_back) = sieves.pass(self.kind).filter(|_| failed) else {
+            return tracing::debug!(request_id = id, problem, "request refused");
+        };
         let cause = self.cause.as_deref().or(self.detail.as_deref()).unwrap_or("none given");
         match self.status().as_u16() {
-            500 => tracing::error!(request_id = id, problem = self.kind.slug(), cause, "request failed"),
-            501.. => tracing::warn!(request_id = id, problem = self.kind.slug(), cause, "request failed"),
-            _ => tracing::debug!(request_id = id, problem = self.kind.slug(), "request refused"),
+            500 => tracing::error!(request_id = id, problem, cause, kept_back, "request failed"),
+            _ => tracing::warn!(request_id = id, problem, cause, kept_back, "request failed"),
         }
     }
 
@@ -127,6 +133,22 @@ impl Problem {
             members: &self.members,
         };
         serde_json::to_vec(&document).expect("strings, integers and JSON values always serialise")
+    }
+}
+
+/// One sieve for each type of problem, so that an overload does not hide what else goes wrong.
+pub(super) struct Sieves {
+    epoch: Instant,
+    by_type: [Sieve; ProblemType::ALL.len()],
+}
+
+impl Sieves {
+    pub fn new() -> Self {
+        Sieves { epoch: Instant::now(), by_type: std::array::from_fn(|_| Sieve::default()) }
+    }
+
+    fn pass(&self, kind: ProblemType) -> Option<u64> {
+        self.by_type[kind as usize].pass(self.epoch.elapsed())
     }
 }
 
@@ -257,7 +279,7 @@ problem_types! {
     JwksFull "jwks-full" 409 "JWKS full"
         "One more key would break the limit of keys in a JWKS; wait until a retiring key leaves or revoke one.";
     KeysetDrained "keyset-drained" 409 "Keyset drained"
-        "The keyset has been drained and makes no new keys.";
+        "The keyset has been drained: it signs no more and makes no new keys.";
     KeysetFrozen "keyset-frozen" 409 "Keyset frozen"
         "The keyset's record cannot be trusted, so nothing may change; see its alarms.";
     KeysetDegraded "keyset-degraded" 409 "Keyset degraded"
@@ -282,6 +304,8 @@ problem_types! {
         "The body must be JSON, with `Content-Type: application/json`.";
     ValueNotAllowed "value-not-allowed" 422 "Value not allowed"
         "A member of the request has a value that is not allowed.";
+    TtlInvalid "ttl-invalid" 422 "Invalid token life"
+        "The ttl is not a whole number of seconds from 1.";
     TtlTooLong "ttl-too-long" 422 "Token life too long"
         "The token would live longer than the keyset's max_ttl.";
     ClaimMissing "claim-missing" 422 "Required claim missing"

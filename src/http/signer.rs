@@ -67,6 +67,10 @@ impl Clients {
         if self.open.load(std::sync::atomic::Ordering::Acquire) {
             return Ok((peer.to_string(), Grant::default()));
         }
+        // A token that is valid says more of who asks than the user they run as.
+        if let Some(token) = self.tokens.recognise(headers) {
+            return Ok((token.name.to_string(), token.role.clone()));
+        }
         if let Peer::Unix { uid, .. } = peer
             && let Some((name, grant)) = self.by_uid.load().get(uid)
         {
@@ -229,6 +233,7 @@ fn reject(cell: Option<&KeysetCell>, reason: SignRejection) {
 fn claim_problem(error: &ClaimError) -> Problem {
     let kind = match error.problem() {
         ClaimProblem::MalformedRequest => ProblemType::MalformedRequest,
+        ClaimProblem::TtlInvalid => ProblemType::TtlInvalid,
         ClaimProblem::TtlTooLong => ProblemType::TtlTooLong,
         ClaimProblem::ClaimMissing => ProblemType::ClaimMissing,
         ClaimProblem::ClaimForbidden => ProblemType::ClaimForbidden,
@@ -244,6 +249,9 @@ fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) ->
         SignFailure::Claims(error) => return claim_problem(error),
         SignFailure::Ours { reason, cause } => (*reason, cause),
     };
+    if reason == SigningFailure::NoActiveKey && cell.snapshot.load().keyring.drained {
+        return ProblemType::KeysetDrained.into(); // Waiting does not help.
+    }
     let (kind, retry_after) = match reason {
         SigningFailure::NoActiveKey => (ProblemType::NoActiveKey, seconds_to_active(engine, cell)),
         SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),

@@ -99,6 +99,10 @@ pub struct NextView {
     state: KeyState,
     #[schema(value_type = Option<String>, format = DateTime)]
     at: Option<Timestamp>,
+    /// Only on standby keys that may not be promoted yet, since propagation grew or publication paused.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_before: Option<Timestamp>,
     waiting_for: Vec<&'static str>,
 }
 
@@ -188,7 +192,12 @@ impl KeyView {
             seen_at: key.seen_at.filter(|_| matches!(key.state, KeyState::Pending | KeyState::Standby)),
             entered_at: key.entered_at,
             ttl_bound_seconds: key.ttl_bound.as_secs(),
-            next: next.map(|next| NextView { state: next.state, at: next.at, waiting_for: names(&next.waiting_for) }),
+            next: next.map(|next| NextView {
+                state: next.state,
+                at: next.at,
+                not_before: next.not_before,
+                waiting_for: names(&next.waiting_for),
+            }),
             revocation: key.revocation.clone().map(|Revocation { reason, actor, at }| RevocationView {
                 reason,
                 actor,

@@ -179,6 +179,7 @@ pub enum Rejection {
 pub enum ClaimProblem {
     /// Answered with 400; all others with 422.
     MalformedRequest,
+    TtlInvalid,
     TtlTooLong,
     ClaimMissing,
     ClaimForbidden,
@@ -377,9 +378,8 @@ impl ClaimError {
         match self {
             ClaimError::Malformed { .. } => ClaimProblem::MalformedRequest,
             ClaimError::TtlTooLong { .. } | ClaimError::ExpTooFar { .. } => ClaimProblem::TtlTooLong,
-            ClaimError::TtlInvalid { .. } | ClaimError::TtlAndExp | ClaimError::Invalid { .. } => {
-                ClaimProblem::ClaimInvalid
-            }
+            ClaimError::TtlInvalid { .. } => ClaimProblem::TtlInvalid,
+            ClaimError::TtlAndExp | ClaimError::Invalid { .. } => ClaimProblem::ClaimInvalid,
             ClaimError::Missing { .. } => ClaimProblem::ClaimMissing,
             ClaimError::Forbidden { .. } | ClaimError::SetByDaemon { .. } => ClaimProblem::ClaimForbidden,
             ClaimError::AudienceNotAllowed { .. } => ClaimProblem::AudienceNotAllowed,
@@ -426,6 +426,7 @@ impl ClaimProblem {
     pub const fn slug(self) -> &'static str {
         match self {
             ClaimProblem::MalformedRequest => "malformed-request",
+            ClaimProblem::TtlInvalid => "ttl-invalid",
             ClaimProblem::TtlTooLong => "ttl-too-long",
             ClaimProblem::ClaimMissing => "claim-missing",
             ClaimProblem::ClaimForbidden => "claim-forbidden",

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger, stored_bytes};
 use super::jwk::Kid;
 use super::plan::{Blocker, Desired, Facts, emergency_successor, is_held, next_standby};
+use super::policy::Bootstrap;
 use super::record::{Answered, Hold, Journal, Key, KeyState, Keyring, Origin, Revocation, Serial};
 use super::time::{Span, Timestamp};
 
@@ -19,13 +20,22 @@ const ANSWERED_BYTES: usize = 3 * 1024 * 1024;
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Intent {
-    Rotate { allow_unpropagated: bool, confirm_algorithm: Option<Confirmation> },
+    Rotate {
+        allow_unpropagated: bool,
+        confirm_algorithm: Option<Confirmation>,
+    },
     Rollback,
-    Revoke { serial: Serial },
+    Revoke {
+        serial: Serial,
+    },
     Compromise,
-    Hold { until: Option<Timestamp> },
+    Hold {
+        until: Option<Timestamp>,
+    },
     Resume,
     Drain,
+    /// A drained keyset is to sign again.
+    Undrain,
     Import(Box<ImportedKey>),
 }
 
@@ -132,7 +142,8 @@ pub struct VerifierOutlook {
 /// How long a revoked key may still be accepted somewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Exposure {
-    /// When the last declared cache that forgets by itself has forgotten the key; null when none is known.
+    /// When the last declared cache that forgets by itself has forgotten the key: the issuer's own, and declared verifiers
+    /// behind them. Null only in answers that an earlier release gave.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
     /// Verifiers that forget only at a restart.
@@ -156,7 +167,9 @@ pub enum Refusal {
     AlgorithmMismatch { asked: String, waiting: String },
     #[error("the issuer's JWKS would hold more than 10 keys: wait until a retiring key has left, or lower successors")]
     JwksFull { next_standby_at: Option<Timestamp> },
-    #[error("the keyset is drained: it signs no more; remove it from the configuration or give it another issuer")]
+    #[error(
+        "the keyset is drained: it signs no more; remove it from the configuration, give it another issuer, or let it sign again: `jwksd drain --undo`"
+    )]
     Drained,
     #[error(
         "the configuration of this keyset does not fit its keyring, so nothing is promoted: mend the configuration"
@@ -276,6 +289,7 @@ impl Draft<'_> {
             Intent::Hold { until } => self.hold(*until),
             Intent::Resume => self.resume(),
             Intent::Drain => self.drain(),
+            Intent::Undrain => self.undrain(),
             Intent::Import(imported) => self.import(imported),
         }
     }
@@ -357,15 +371,14 @@ impl Draft<'_> {
         let Some(former) = demoted else { return refuse("no key was demoted yet") };
         match former.state {
             KeyState::Revoked => return refuse("the most recently demoted key is revoked"),
-            KeyState::Retiring if former.rolled_back => {
-                return refuse("the most recently demoted key was itself rolled back from; rotate to go forward");
-            }
             KeyState::Retiring if former.private.is_some() => {}
             _ => return refuse("the most recently demoted key has retired"),
         }
         let (now, from, to) = (self.facts.now, active.serial, former.serial);
         self.next.promote(to, false, now);
+        // The mark is the operator's last word on a key, so that rolling back twice takes the first one back.
         self.next.edit(from, |key| key.rolled_back = true);
+        self.next.edit(to, |key| key.rolled_back = false);
         let reason = self.request.reason.clone().unwrap_or_else(|| "rolled back".to_owned());
         self.next.hold(Hold { reason, until: None, actor: self.request.actor.clone(), since: now });
         self.warnings.push("a hold is set: the schedule promotes nothing until it is resumed".to_owned());
@@ -450,7 +463,37 @@ impl Draft<'_> {
         let unused = |key: &&Key| matches!(key.state, KeyState::Pending | KeyState::Standby);
         let serials: Vec<Serial> = self.next.keys.iter().filter(unused).map(|key| key.serial).collect();
         self.next.withdraw(&serials, now);
+        if self.facts.desired != Desired::Absent {
+            self.warnings.push("the keyset is still in the configuration: remove it, or it raises an alarm".to_owned());
+        }
         self.note("", "drain", None);
+        Ok(Effect::Change)
+    }
+
+    /// The key that signed last signs again while verifiers still have it. Otherwise new keys are made, and the first of
+    /// them waits as in a keyset that joins an issuer which verifiers know.
+    fn undrain(&mut self) -> Result<Effect, Refusal> {
+        if !self.before.drained {
+            return Ok(Effect::None);
+        }
+        match self.facts.desired {
+            Desired::Absent => return Err(Refusal::Absent),
+            Desired::Degraded => return Err(Refusal::Degraded),
+            Desired::Policy(_) => {}
+        }
+        self.next.drained = false;
+        match emergency_successor(&self.next, self.facts) {
+            Some((serial, false)) => self.next.promote(serial, false, self.facts.now),
+            _ => {
+                self.next.first = false;
+                self.next.last_promotion_at = None;
+                self.warnings.push(match self.next.policy.rotation.bootstrap {
+                    Bootstrap::Wait => "no key that verifiers know is left: signing answers 503 until a new one was published for propagation".to_owned(),
+                    Bootstrap::Immediate => "no key that verifiers know is left: a new one signs at once, by bootstrap = \"immediate\"".to_owned(),
+                });
+            }
+        }
+        self.note("", "undrain", None);
         Ok(Effect::Change)
     }
 
@@ -468,6 +511,9 @@ impl Draft<'_> {
             return Err(Refusal::JwksFull { next_standby_at: self.next_standby_at() });
         }
         let now = self.facts.now;
+        if let Some(since) = imported.published_since.filter(|since| *since > now) {
+            return refuse(format!("`published_since` is {since}, which is yet to come; it is {now}"));
+        }
         if imported.key.private.is_none() {
             let Some(until) = imported.published_until.filter(|until| *until > now) else {
                 return refuse("a public key is published until a stated time in the future: give `until`, the time when the last token it signed has expired".to_owned());
@@ -552,6 +598,11 @@ impl Draft<'_> {
         if verifiers.is_empty() && promoted.is_some() && next.policy.rotation.verifiers.is_empty() {
             warnings.push("no verifiers are declared: declare them to learn what each has seen".to_owned());
         }
+        if revokes && self.before.policy.rotation.verifiers.is_empty() {
+            warnings.push(
+                "no verifiers are declared: exposure covers the issuer's caches alone, and a verifier that caches keys itself may accept the key for longer".to_owned(),
+            );
+        }
         Outcome {
             action: self.action().to_owned(),
             dry_run: self.request.dry_run,
@@ -583,11 +634,12 @@ impl Draft<'_> {
 
     fn exposure(&self) -> Exposure {
         let policy = &self.before.policy;
-        let caches = policy.issuer.cache_span() + policy.rotation.clock_skew;
+        let caches = policy.issuer.cache_span() + policy.rotation.publish_lag + policy.rotation.clock_skew;
         let bounded = policy.rotation.verifiers.iter().filter_map(|verifier| verifier.keeps_old);
+        let slowest = bounded.max().unwrap_or(Span::ZERO);
         let unbounded = policy.rotation.verifiers.iter().filter(|verifier| verifier.keeps_old.is_none());
         Exposure {
-            until: bounded.max().map(|longest| self.facts.now + caches + longest),
+            until: Some(self.facts.now + caches + slowest),
             unbounded: unbounded.map(|verifier| verifier.name.clone()).collect(),
         }
     }
@@ -601,6 +653,7 @@ impl Draft<'_> {
             Intent::Hold { .. } => "hold",
             Intent::Resume => "resume",
             Intent::Drain => "drain",
+            Intent::Undrain => "undrain",
             Intent::Import(_) => "import",
         }
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::plan::{
     Blocker, Desired, Facts, SlowStep, blockers, due_at, is_held, is_propagated, next_standby, overdue_grace,
-    propagated_from, standing_blockers,
+    propagated_from, ready_at, standing_blockers,
 };
 use super::record::{Key, KeyState, Keyring, Serial};
 use super::time::{Span, Timestamp};
@@ -19,6 +19,8 @@ pub enum Alarm {
     Degraded,
     /// The keyset is gone from the configuration and not drained.
     Absent,
+    /// The keyset is drained and signs no more, and still or again in the configuration.
+    Drained,
     /// The record cannot be trusted; the last good set is served and nothing is written.
     Frozen,
     /// The seal could not be reached yet and the record is served unauthenticated; or it failed the check and its keys
@@ -57,9 +59,10 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 19] = [
+    pub const ALL: [Alarm; 20] = [
         Alarm::Degraded,
         Alarm::Absent,
+        Alarm::Drained,
         Alarm::Frozen,
         Alarm::Unauthenticated,
         Alarm::ClockFrozen,
@@ -91,6 +94,7 @@ impl Alarm {
         match self {
             Alarm::Degraded => "degraded",
             Alarm::Absent => "absent",
+            Alarm::Drained => "drained",
             Alarm::Frozen => "frozen",
             Alarm::Unauthenticated => "unauthenticated",
             Alarm::ClockFrozen => "clock_frozen",
@@ -143,6 +147,8 @@ pub struct NextRotation {
 pub struct NextState {
     pub state: KeyState,
     pub at: Option<Timestamp>,
+    /// Of a standby key that may not be promoted yet, since propagation grew or publication paused: when it may.
+    pub not_before: Option<Timestamp>,
     pub waiting_for: Vec<Blocker>,
 }
 
@@ -199,24 +205,30 @@ fn next_state(
         KeyState::Pending => {
             let at = propagated_from(keyring, facts, key);
             let unseen = (key.published_at.is_some() && at.is_none()).then_some(Blocker::Probe);
-            Some(NextState { state: KeyState::Standby, at, waiting_for: frozen.into_iter().chain(unseen).collect() })
+            Some(NextState {
+                state: KeyState::Standby,
+                at,
+                not_before: None,
+                waiting_for: frozen.into_iter().chain(unseen).collect(),
+            })
         }
         KeyState::Standby => {
             let next = following.is_some_and(|(serial, _)| serial == key.serial);
             let at = rotation.filter(|_| next).map(|rotation| rotation.at.max(facts.now));
             let waiting_for = rotation.filter(|_| next).map(|rotation| rotation.blocked_by.clone()).unwrap_or_default();
-            Some(NextState { state: KeyState::Active, at, waiting_for })
+            let not_before = ready_at(keyring, facts, key).filter(|ready| *ready > facts.now);
+            Some(NextState { state: KeyState::Active, at, not_before, waiting_for })
         }
         KeyState::Active => {
             let rotation = rotation?;
             let (at, waiting_for) = (Some(rotation.at), rotation.blocked_by.clone());
-            Some(NextState { state: KeyState::Retiring, at, waiting_for })
+            Some(NextState { state: KeyState::Retiring, at, not_before: None, waiting_for })
         }
         KeyState::Retiring => {
             let at = keyring.expires_at(key).map(|at| at.max(facts.removals_not_before));
             let gap = keyring.expires_at(key).filter(|at| *at < facts.removals_not_before).map(|_| Blocker::ClockGap);
             let waiting_for = frozen.into_iter().chain(hold).chain(gap).collect();
-            Some(NextState { state: KeyState::Retired, at, waiting_for })
+            Some(NextState { state: KeyState::Retired, at, not_before: None, waiting_for })
         }
         KeyState::Retired | KeyState::Revoked => None,
     }
@@ -239,6 +251,9 @@ fn alarms(keyring: &Keyring, facts: &Facts<'_>, rotation: Option<&NextRotation>)
         Desired::Absent if !keyring.drained => alarms.insert(Alarm::Absent),
         _ => false,
     };
+    if keyring.drained && facts.desired != Desired::Absent {
+        alarms.insert(Alarm::Drained);
+    }
     if facts.clock_frozen {
         alarms.insert(Alarm::ClockFrozen);
     }

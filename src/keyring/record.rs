@@ -81,7 +81,7 @@ pub struct Key {
     pub published_until: Option<Timestamp>,
     /// It signed before it was published for `propagation` (first key, emergency or an operator's `allow_unpropagated`).
     pub unpropagated: bool,
-    /// An operator rolled back from this key.
+    /// An operator rolled back from this key, and not to it since.
     pub rolled_back: bool,
     pub revocation: Option<Revocation>,
 }

@@ -175,6 +175,9 @@ fn examine_propagation(policy: &Policy, findings: &mut Findings) {
     }
 }
 
+/// How a sum says that it counts no verifier.
+pub const NO_VERIFIERS: &str = "rotation.verifiers declares none";
+
 /// The sum that propagation must reach, term by term.
 fn visibility_terms(policy: &Policy) -> String {
     let (issuer, rotation) = (&policy.issuer, &policy.rotation);
@@ -183,7 +186,7 @@ fn visibility_terms(policy: &Policy) -> String {
         Some(verifier) => {
             terms.push(format!("slowest verifier {} {} (rotation.verifiers)", verifier.name, verifier.sees_new));
         }
-        None => terms.push("slowest verifier 0s (rotation.verifiers declares none)".to_owned()),
+        None => terms.push(format!("slowest verifier 0s ({NO_VERIFIERS})")),
     }
     if !rotation.publish_lag.is_zero() {
         terms.push(format!("store.publish_lag {}", rotation.publish_lag));

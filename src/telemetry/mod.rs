@@ -5,3 +5,4 @@ pub mod hardening;
 pub mod logging;
 pub mod metrics;
 pub mod redaction;
+pub mod sieve;

@@ -5,7 +5,7 @@ use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Confirmation, ImportedKey, Intent, Refusal, Request};
 use jwksd::keyring::outlook::{Alarm, outlook};
 use jwksd::keyring::plan::{Blocker, blockers, due_at};
-use jwksd::keyring::policy::Bootstrap;
+use jwksd::keyring::policy::{Bootstrap, Verifier};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
@@ -241,7 +241,7 @@ fn a_hold_does_not_stop_revocation_or_the_end_of_a_revoked_key() {
 }
 
 #[test]
-fn rollback_puts_the_former_key_back_once_and_sets_a_hold() {
+fn rollback_puts_the_former_key_back_and_sets_a_hold() {
     let mut world = settled();
     assert!(matches!(world.ask(Intent::Rollback), Err(Refusal::NothingToRollBack { .. })));
     world.ask(rotate()).unwrap();
@@ -249,7 +249,54 @@ fn rollback_puts_the_former_key_back_once_and_sets_a_hold() {
     world.ask(Intent::Rollback).unwrap();
     assert_eq!((world.active(), world.state(2)), (Some(1), KeyState::Retiring));
     assert!(world.keyring.hold.is_some());
+}
+
+#[test]
+fn a_rollback_is_taken_back_by_another_one() {
+    let mut world = settled();
+    world.ask(rotate()).unwrap();
+    world.pass(MINUTE);
+    let mark = |world: &World, serial| world.keyring.key(serial).unwrap().rolled_back;
+    for (to, from) in [(1, 2), (2, 1), (1, 2)] {
+        let answer = world.ask(Intent::Rollback).unwrap();
+        assert_eq!((world.active(), world.state(from)), (Some(to), KeyState::Retiring));
+        assert!(answer.safe && !answer.unpropagated, "verifiers know both");
+        assert_eq!((mark(&world, to), mark(&world, from)), (false, true));
+        assert!(world.keyring.hold.is_some());
+        world.pass(Span::SECOND);
+    }
+    world.pass(minutes(8));
+    assert_eq!(world.state(2), KeyState::Retiring, "a hold keeps what it may be needed for");
+    world.ask(Intent::Resume).unwrap();
+    world.pass(minutes(1));
+    assert_eq!(world.state(2), KeyState::Retired);
     assert!(matches!(world.ask(Intent::Rollback), Err(Refusal::NothingToRollBack { .. })));
+}
+
+#[test]
+fn exposure_covers_the_declared_caches_whether_or_not_verifiers_are_declared() {
+    let verifier = |name: &str, keeps_old| Verifier { name: name.to_owned(), sees_new: Span::ZERO, keeps_old };
+    for (verifiers, slowest, unbounded) in [
+        (vec![], Span::ZERO, vec![]),
+        (vec![verifier("vault", None)], Span::ZERO, vec!["vault"]),
+        (vec![verifier("a", Some(MINUTE)), verifier("b", Some(minutes(9)))], minutes(9), vec![]),
+        (vec![verifier("a", Some(MINUTE)), verifier("vault", None)], MINUTE, vec!["vault"]),
+    ] {
+        let mut policy = policy();
+        policy.issuer.caches = vec![MINUTE, Span::from_secs(30)];
+        policy.issuer.stale_if_error = Span::from_secs(7);
+        policy.rotation.verifiers = verifiers.clone();
+        let caches = Span::from_secs(97) + policy.rotation.clock_skew;
+        let mut world = World::first(policy);
+        world.settle();
+        let dry = Request { dry_run: true, ..request(Intent::Revoke { serial: 1 }) };
+        let answer = world.request(&dry).unwrap();
+        let exposure = answer.exposure.unwrap();
+        assert_eq!(exposure.until, Some(world.now + caches + slowest), "{verifiers:?}");
+        assert_eq!(exposure.unbounded, unbounded);
+        let warned = answer.warnings.iter().any(|warning| warning.contains("no verifiers are declared: exposure"));
+        assert_eq!(warned, verifiers.is_empty(), "{:?}", answer.warnings);
+    }
 }
 
 #[test]
@@ -388,6 +435,91 @@ fn a_drained_keyset_publishes_until_its_tokens_have_expired_and_signs_no_more() 
     assert_eq!(world.keyring.published().count(), 0);
     world.pass(HOUR.times(10));
     assert_eq!(world.active(), None);
+}
+
+#[test]
+fn a_standby_key_says_from_when_it_may_sign_after_a_longer_propagation() {
+    let mut world = settled();
+    let next = |world: &World| outlook(&world.keyring, &world.facts()).keys[1].1.clone();
+    assert_eq!((next(&world).state, next(&world).not_before), (KeyState::Active, None));
+    let mut longer = policy();
+    longer.rotation.propagation = minutes(30);
+    world.want(longer).settle();
+    let Err(Refusal::NoStandby { next_standby_at }) = world.ask(rotate()) else { panic!("it may not sign yet") };
+    assert_eq!((world.state(2), next(&world).not_before), (KeyState::Standby, next_standby_at));
+    world.pass(minutes(10));
+    assert_eq!(next(&world).not_before, None);
+    world.ask(rotate()).unwrap();
+}
+
+#[test]
+fn a_key_was_not_published_since_a_time_to_come() {
+    let mut world = settled();
+    for private in [true, false] {
+        let made = import(7, Algorithm::Es256, HOUR);
+        let public = jwksd::keyring::change::NewKey { private: None, ..made.key.clone() };
+        let key = if private { made.key.clone() } else { public };
+        let brought = |since| {
+            let published_until = Some(world.now + HOUR);
+            Intent::Import(Box::new(ImportedKey {
+                key: key.clone(),
+                published_since: Some(since),
+                published_until,
+                ..made.clone()
+            }))
+        };
+        let (late, now) = (brought(world.now + Span::from_millis(1)), brought(world.now));
+        for dry_run in [true, false] {
+            let refused = world.request(&Request { dry_run, ..request(late.clone()) });
+            let Err(Refusal::ImportRefused { reason }) = refused else { panic!("{refused:?}") };
+            assert!(reason.contains("published_since") && reason.contains("yet to come"), "{reason}");
+        }
+        assert!(world.request(&Request { dry_run: true, ..request(now) }).is_ok());
+    }
+}
+
+#[test]
+fn a_drained_keyset_that_is_configured_raises_an_alarm() {
+    let mut world = settled();
+    world.ask(Intent::Drain).unwrap();
+    let drained = |world: &World| outlook(&world.keyring, &world.facts()).alarms.contains(&Alarm::Drained);
+    assert!(drained(&world));
+    world.wanted = Wanted::Degraded;
+    assert!(drained(&world));
+    world.wanted = Wanted::Absent;
+    assert!(!drained(&world), "it ends as it should");
+    assert_eq!(world.ask(Intent::Undrain), Err(Refusal::Absent));
+    world.wanted = Wanted::Degraded;
+    assert_eq!(world.ask(Intent::Undrain), Err(Refusal::Degraded));
+}
+
+#[test]
+fn a_drained_keyset_signs_again_with_its_last_key_while_verifiers_have_it() {
+    let mut world = settled();
+    let unchanged = world.ask(Intent::Undrain).unwrap();
+    assert!(unchanged.changes.is_empty());
+    world.ask(Intent::Drain).unwrap();
+    world.pass(minutes(3));
+    let answer = world.ask(Intent::Undrain).unwrap();
+    assert_eq!((world.active(), answer.safe, answer.unpropagated), (Some(1), true, false));
+    world.pass(minutes(20));
+    assert_eq!((world.active(), world.state(4), world.state(5)), (Some(1), KeyState::Standby, KeyState::Standby));
+}
+
+#[test]
+fn a_drained_keyset_whose_keys_have_ended_starts_again_with_a_key_that_waits() {
+    let mut world = settled();
+    world.ask(Intent::Drain).unwrap();
+    world.pass(HOUR);
+    assert_eq!(world.keyring.published().count(), 0);
+    assert_eq!(world.active(), None, "configured or not, nothing starts by itself");
+    let answer = world.ask(Intent::Undrain).unwrap();
+    assert!(answer.warnings.iter().any(|warning| warning.contains("503")), "{:?}", answer.warnings);
+    world.pass(just_before(minutes(10)));
+    assert_eq!((world.active(), world.state(4)), (None, KeyState::Pending));
+    world.pass(Span::from_millis(1));
+    assert_eq!(world.active(), Some(4));
+    assert!(!world.keyring.key(4).unwrap().unpropagated);
 }
 
 #[test]

@@ -47,6 +47,7 @@ enum Wish {
     Hold(Option<Span>),
     Resume,
     Drain,
+    Undrain,
     Import {
         private: bool,
         life: Span,
@@ -104,6 +105,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
         4 => (any::<bool>(), any::<bool>())
             .prop_map(|(allow_unpropagated, confirm)| Wish::Rotate { allow_unpropagated, confirm }),
         2 => Just(Wish::Rollback),
+        1 => Just(Wish::Undrain),
         3 => (0usize..10).prop_map(Wish::Revoke),
         1 => Just(Wish::Compromise),
         2 => prop::option::of(spans()).prop_map(Wish::Hold),
@@ -223,6 +225,7 @@ fn intent(world: &World, wish: &Wish, number: u64) -> Option<Intent> {
         Wish::Hold(until) => Intent::Hold { until: until.map(|span| now + span) },
         Wish::Resume => Intent::Resume,
         Wish::Drain => Intent::Drain,
+        Wish::Undrain => Intent::Undrain,
         Wish::Import { private, life, published_for, other_algorithm } => {
             let wanted = world.keyring.policy.algorithm;
             let other = if wanted == Algorithm::Es256 { Algorithm::Es384 } else { Algorithm::Es256 };

@@ -213,6 +213,10 @@ impl Promises {
                 must!(visible || *allow_unpropagated, "an operator's rotation came too soon after a silence");
             }
             Cause::Operator(Intent::Rollback) => must!(signed_before, "rolled back to a key that never signed"),
+            Cause::Operator(Intent::Undrain) => must!(
+                before.drained && (signed_before || propagated),
+                "the drain ended with a key that verifiers may not know"
+            ),
             Cause::Operator(Intent::Revoke { .. }) => {
                 let state = before.key(serial).map(|key| key.state);
                 let waiting = before.keys.iter().find(|key| key.state == KeyState::Standby && self.can_sign(key));

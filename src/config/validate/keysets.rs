@@ -10,7 +10,7 @@ use crate::keyring::name::Name;
 use crate::keyring::policy::{Bootstrap, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use crate::keyring::schedule::Schedule;
 use crate::keyring::time::Span;
-use crate::keyring::timing::{self, Finding};
+use crate::keyring::timing::{self, Finding, NO_VERIFIERS, Severity};
 use crate::keyring::verifiers;
 
 use super::{at_most, choose, quoted};
@@ -97,6 +97,12 @@ fn rests_on(finding: &Finding, path: &str) -> bool {
         _ => false,
     };
     let leaf = path.rsplit('.').next().unwrap_or(path).split('[').next().unwrap_or(path);
+    if path.split('.').any(|segment| segment == "verifiers" || segment.starts_with("verifiers[")) {
+        // What the readable ones demand stands, whatever the others may be; that there are none does not.
+        let none = finding.message.contains(NO_VERIFIERS);
+        let advice = finding.severity == Severity::Warning && finding.key.ends_with(".verifiers");
+        return concerns && (none || advice);
+    }
     concerns
         && !TERMS.contains(&leaf)
         && (finding.key.rsplit('.').next() == Some(leaf) || finding.message.contains(leaf))
@@ -335,10 +341,14 @@ impl<'a> Resolver<'a> {
             shared.and_then(|t| t.forbidden_claims.as_ref()),
             &DEFAULT_FORBIDDEN,
         );
+        let audiences_given = own.audiences.is_some() || shared.is_some_and(|t| t.audiences.is_some());
         let audiences = list("audiences", own.audiences, shared.and_then(|t| t.audiences.as_ref()), &[]);
         let types = list("types", own.types, shared.and_then(|t| t.types.as_ref()), &DEFAULT_TYPES);
         let report = &mut *self.report;
         check_types(&types.0, &types.1, report);
+        if audiences_given && audiences.1.is_empty() {
+            report.refuse_once(&audiences.0, "an empty list allows no audience: leave it out to allow any");
+        }
         refuse_duplicates(&audiences.0, &audiences.1, report);
         TokenPolicy {
             max_ttl,
@@ -387,6 +397,7 @@ fn resolve_verifiers(path: &str, given: &[raw::Verifier], max_age: Span, report:
     let mut resolved = Vec::with_capacity(given.len());
     for (index, verifier) in given.iter().enumerate() {
         match verifier {
+            raw::Verifier::Unreadable => {}
             raw::Verifier::Cache { name, cache } => {
                 let name = name.as_str().to_owned();
                 resolved.push(Verifier { name, sees_new: *cache, keeps_old: Some(*cache) });
