@@ -321,6 +321,22 @@ async fn successors_that_verifiers_may_not_know_yet_are_not_taken() {
 }
 
 #[tokio::test]
+async fn a_propagation_that_was_raised_holds_for_successors_that_wait_already() {
+    let site = Site::settled().await;
+    let mut policy = policy();
+    policy.rotation.propagation = Span::MINUTE.times(10);
+    let declared = Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy), fits: true };
+    site.engine.configure(&[declared]).await.unwrap();
+    site.engine.reconcile_all().await;
+    assert_eq!(site.standbys(), [2, 3]);
+    site.disable(1);
+    site.meets_a_disabled_key().await;
+    assert_eq!((site.active(), site.switches(), site.alarmed()), (1, 0, true));
+    site.pass(Span::MINUTE.times(10)).await;
+    assert_eq!((site.active(), site.switches(), site.alarmed()), (2, 1, false));
+}
+
+#[tokio::test]
 async fn a_report_that_does_not_hold_changes_nothing() {
     let site = Site::settled().await;
     let generation = site.keyring().generation;
