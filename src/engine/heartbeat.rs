@@ -11,18 +11,38 @@ use super::reconcile::chain;
 use crate::keyring::outlook::Alarm;
 use crate::keyring::plan::FUTURE_TOLERATED;
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::Alive;
+use crate::store::ledger::{Alive, Ledger};
+
+/// How long keys in other systems are kept after the store moved.
+const DAY_AFTER_MOVE: Span = Span::DAY;
 
 impl Engine {
     /// Reads what the last run recorded, and takes it over.
     pub async fn resume(&self) {
         let Ok(ledger) = self.ledger() else { return };
+        self.settle_place(ledger).await;
         match ledger.read_alive().await {
             Ok(alive) => self.resume_from(alive.as_ref()),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
                 self.resume_from(Some(&Alive::long_ago()));
             }
+        }
+    }
+
+    /// A store that is somewhere else than before may be a copy beside its original: for a day nothing is destroyed that
+    /// the original may still need.
+    async fn settle_place(&self, ledger: &Ledger) {
+        let now = self.clock.now();
+        let moved_at = ledger.settle_place(now).await.unwrap_or_else(|error| {
+            tracing::error!(error = %chain(&error), "it cannot be recorded where the store is");
+            Some(now)
+        });
+        let Some(moved_at) = moved_at else { return };
+        let wait = DAY_AFTER_MOVE.saturating_sub(now.since(moved_at));
+        if !wait.is_zero() {
+            tracing::warn!(%wait, "the store was somewhere else before: if this is a copy beside its original, the original's keys must not end here, so no key in another system is destroyed for a day");
+            self.keep_remote_until.store((self.clock.boot() + wait).as_millis(), Ordering::Relaxed);
         }
     }
 

@@ -67,6 +67,8 @@ pub struct Engine {
     open: AtomicBool,
     /// Boot time since when it does, in milliseconds.
     open_since: AtomicI64,
+    /// Boot time until which no key in another system is destroyed, in milliseconds.
+    keep_remote_until: AtomicI64,
     /// Boot time until which removals wait, in milliseconds.
     removals_wait: AtomicI64,
     heartbeat_failing: AtomicBool,
@@ -144,6 +146,7 @@ impl Engine {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicBool::new(false),
             open_since: AtomicI64::new(i64::MIN),
+            keep_remote_until: AtomicI64::new(i64::MIN),
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),

@@ -31,6 +31,9 @@ pub enum Rest {
 const RETRY_MAX: Span = Span::from_secs(5);
 const RETRY_MIN: Span = Span::from_millis(100);
 
+/// The backend whose keys live in the store alone: a copy of the store has copies of them.
+const LOCAL: &str = "local";
+
 /// Steps one pass may take before it yields to the scheduler; far above what any policy needs.
 const STEPS_MAX: usize = 10_000;
 
@@ -229,6 +232,12 @@ impl Engine {
         let Some(backend) = self.backend(name).cloned() else {
             return self.step_failed(cell, slow, RotationStep::Destroy, BackendErrorKind::Unavailable).await;
         };
+        let keep_until = Span::from_millis(self.keep_remote_until.load(Ordering::Relaxed));
+        if backend.name() != LOCAL && self.clock.boot() < keep_until {
+            let kept = Backoff { not_before: keep_until, failures: 1 };
+            self.edit(cell, |shown| _ = shown.backoff.insert(slow, kept)).await;
+            return Ok(());
+        }
         if let Err(error) = self.timed(&backend, BackendOperation::Destroy, backend.destroy(&stored)).await {
             tracing::warn!(keyset = %cell.name, serial, error = %chain(&error), "a private key could not be destroyed; it is tried again");
             return self.step_failed(cell, slow, RotationStep::Destroy, error.kind).await;

@@ -80,6 +80,13 @@ impl Store for FileStore {
         "file"
     }
 
+    /// The folder's inode and birth: a copy has others. A snapshot of the whole file system has the same.
+    fn place(&self) -> Option<String> {
+        let folder = File::from(self.folder.root.try_clone().ok()?).metadata().ok()?;
+        let born = folder.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        Some(format!("{}-{}", folder.ino(), born.unwrap_or_default().as_nanos()))
+    }
+
     fn locate(&self, document: &Document) -> String {
         self.folder.locate(document)
     }

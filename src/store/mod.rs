@@ -51,6 +51,11 @@ pub trait Store: Send + Sync + 'static {
     /// The name in configuration and metrics: `file`, `memory`, …
     fn kind(&self) -> &'static str;
 
+    /// What tells this store from a copy of it elsewhere; `None` where there is nothing of the kind.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// Where a person finds the document: a path for files. For messages.
     fn locate(&self, document: &Document) -> String;
 

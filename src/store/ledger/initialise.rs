@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::installation::{Installation, WrappedDataKey};
+use super::installation::{Installation, Place, WrappedDataKey};
 use super::{INSTALLATION, Ledger, LedgerError};
 use crate::keyring::record::Journal;
 use crate::keyring::time::Timestamp;
@@ -107,6 +107,7 @@ async fn write_installation(store: &dyn Store, kek: &dyn KeyEncryptionKey, now: 
         issuers: BTreeMap::new(),
         keysets: BTreeMap::new(),
         journal: Journal::default(),
+        place: store.place().map(|id| Place { id, moved_at: None }),
     };
     let keys = DataKeys::new(&id, &data_key, [(data_key.clone(), secret)])
         .expect("the current data key is the only one given");

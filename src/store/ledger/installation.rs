@@ -31,6 +31,17 @@ pub struct Installation {
     pub keysets: BTreeMap<Name, KeysetEntry>,
     /// What was done to the daemon as a whole: clock accepted, configuration reloaded.
     pub journal: Journal,
+    /// Where the store was when it was written last.
+    #[serde(default)]
+    pub place: Option<Place>,
+}
+
+/// What tells a store from a copy of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub id: String,
+    /// Since when the store has been here, if it was somewhere else before.
+    pub moved_at: Option<Timestamp>,
 }
 
 /// A data key as the seal wrapped it.

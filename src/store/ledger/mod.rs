@@ -25,10 +25,11 @@ pub use self::reseal::Resealed;
 pub use self::seen::Mark;
 pub use self::unauthenticated::Unauthenticated;
 
-use self::installation::unwrap_data_keys;
+use self::installation::{Place, unwrap_data_keys};
 use self::seen::{Position, SeenMark, overwrite};
 use super::record::{Header, Kind, OpenedRecord, RecordProblem, UnverifiedRecord, open_record, seal_record};
 use super::{Digest, Document, Store, StoreError};
+use crate::keyring::change::SYSTEM;
 use crate::keyring::name::Name;
 use crate::keyring::record::{Journal, Keyring};
 use crate::keyring::time::{Span, Timestamp};
@@ -212,6 +213,27 @@ impl Ledger {
             }
         })
         .await
+    }
+
+    /// Notes where the store is. The time since which it has been here, if it was somewhere else before: it may be a copy,
+    /// and the original may live on.
+    pub async fn settle_place(&self, now: Timestamp) -> Result<Option<Timestamp>, LedgerError> {
+        let Some(here) = self.store.place() else { return Ok(None) };
+        let recorded = self.installation().place.clone();
+        if let Some(place) = recorded.as_ref().filter(|place| place.id == here) {
+            return Ok(place.moved_at);
+        }
+        // A record from before places were noted says nothing of a move.
+        let moved_at = recorded.map(|_| now);
+        self.change(|installation| {
+            installation.place = Some(Place { id: here.clone(), moved_at });
+            if moved_at.is_some() {
+                installation.journal.note(now, "store-moved", SYSTEM, None, [], None);
+                installation.journal.tidy(now);
+            }
+        })
+        .await?;
+        Ok(moved_at)
     }
 
     /// Generation of the installation's record as it was last read or written; it grows by one per change.

@@ -1,4 +1,4 @@
-//! A backend that never answers holds up nothing that does not need it: DESIGN §2, "a planned rotation needs no backend
+//! Backends elsewhere. One that never answers holds up nothing that does not need it: DESIGN §2, "a planned rotation needs no backend
 //! at the moment it happens".
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
@@ -13,22 +13,27 @@ use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{Declared, Engine, KeysetCell, Settings};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
+use jwksd::keyring::outlook::Alarm;
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
 use jwksd::keyring::record::{KeyState, Serial};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
+use jwksd::store::Store;
+use jwksd::store::file::FileStore;
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
 use jwksd::telemetry::metrics::Metrics;
 
 /// Answers as the local backend does, until it hangs.
 struct Hanging {
+    name: &'static str,
     local: LocalBackend,
     hangs: AtomicBool,
     /// Calls that will never be answered.
     stuck: AtomicUsize,
+    destroyed: AtomicUsize,
     news: tokio::sync::Notify,
 }
 
@@ -45,7 +50,7 @@ impl Hanging {
 #[async_trait]
 impl Backend for Hanging {
     fn name(&self) -> &'static str {
-        "local"
+        self.name
     }
 
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
@@ -59,11 +64,12 @@ impl Backend for Hanging {
 
     async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
         self.perhaps_hang().await;
+        self.destroyed.fetch_add(1, Ordering::SeqCst);
         self.local.destroy(key).await
     }
 }
 
-fn policy() -> Policy {
+fn policy(backend: &str) -> Policy {
     Policy {
         issuer: IssuerPolicy {
             name: Name::parse("main").unwrap(),
@@ -76,7 +82,7 @@ fn policy() -> Policy {
             probes: Vec::new(),
         },
         algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
+        backend: backend.to_owned(),
         rotation: RotationPolicy {
             schedule: Schedule::Every(Span::HOUR),
             propagation: Span::MINUTE.times(10),
@@ -110,22 +116,32 @@ struct Site {
 impl Site {
     async fn start() -> Site {
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
-        let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+        Site::open(Arc::new(MemoryStore::new()), Arc::new(FileKey::ephemeral()), clock, "local").await
+    }
+
+    async fn open(
+        store: Arc<dyn Store>,
+        key: Arc<dyn KeyEncryptionKey>,
+        clock: Arc<ManualClock>,
+        name: &'static str,
+    ) -> Site {
         let seal = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(key) };
-        let store = Arc::new(MemoryStore::new());
-        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, clock.wall()).await.unwrap();
+        let ledger = Ledger::initialise(store, SealEvidence::Unknown, seal, clock.wall()).await.unwrap();
         let backend = Arc::new(Hanging {
+            name,
             local: LocalBackend::new(ledger.keys()),
             hangs: AtomicBool::new(false),
             stuck: AtomicUsize::new(0),
+            destroyed: AtomicUsize::new(0),
             news: tokio::sync::Notify::new(),
         });
         let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::MINUTE));
         let backends: [Arc<dyn Backend>; 1] = [backend.clone()];
         let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
         let engine = Engine::new(trusted, Arc::new(ledger), backends, None, Arc::new(Metrics::new()), settings);
-        let declared = Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy()), fits: true };
+        let declared = Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy(name)), fits: true };
         engine.configure(&[declared]).await.unwrap();
+        engine.resume().await;
         engine.reconcile_all().await;
         engine.opened().await;
         engine.schedule();
@@ -181,4 +197,44 @@ async fn rotations_and_removals_go_on_while_a_creation_or_destruction_hangs() {
     site.pass(Span::MINUTE.times(60)).await;
     site.until("the second rotation", |site| site.active() == Some(3)).await;
     assert_eq!(site.backend.stuck.load(Ordering::SeqCst), 1, "one slow step of a keyset at a time");
+}
+
+/// A restored copy of a store beside the original: neither may end what the other still uses.
+#[tokio::test]
+async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
+    let folder = tempfile::tempdir().unwrap();
+    let (original, copy) = (folder.path().join("original"), folder.path().join("copy"));
+    let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+    let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
+    let store = Arc::new(FileStore::create(&original).unwrap());
+    let site = Site::open(store, key.clone(), clock.clone(), "elsewhere").await;
+    site.pass(Span::MINUTE.times(11)).await;
+    site.until("a successor", |site| site.state(2) == Some(KeyState::Standby)).await;
+    site.engine.stop().await;
+    drop(site);
+    let copied = std::process::Command::new("cp").arg("-a").arg(&original).arg(&copy).status().unwrap();
+    assert!(copied.success());
+
+    let store = Arc::new(FileStore::open(&copy).unwrap());
+    let site = Site::open(store, key.clone(), clock.clone(), "elsewhere").await;
+    site.pass(Span::MINUTE.times(70)).await;
+    site.until("the end of the first key", |site| site.state(1) == Some(KeyState::Retired)).await;
+    for _ in 0..22 {
+        site.pass(Span::HOUR).await;
+    }
+    assert_eq!(site.backend.destroyed.load(Ordering::SeqCst), 0);
+    let cell = site.cell.clone();
+    assert!(site.engine.look(&cell).alarms.contains(&Alarm::DestructionPending));
+    let moved = site.engine.installation().unwrap().journal.audit.iter().filter(|e| e.action == "store-moved").count();
+    assert_eq!(moved, 1);
+    site.pass(Span::HOUR.times(2)).await;
+    site.until("its destruction", |site| site.backend.destroyed.load(Ordering::SeqCst) > 0).await;
+    site.engine.stop().await;
+    drop(site);
+
+    // The original is where it was.
+    let store = Arc::new(FileStore::open(&original).unwrap());
+    let site = Site::open(store, key, clock, "elsewhere").await;
+    site.pass(Span::HOUR.times(3)).await;
+    site.until("destruction at once", |site| site.backend.destroyed.load(Ordering::SeqCst) > 0).await;
 }
