@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aws_sdk_kms::Client;
 use futures_util::future::join_all;
 use jwksd::aws_kms::SdkKms;
 use jwksd::backend::aws_kms::{AwsKmsBackend, Owned};
@@ -10,6 +11,7 @@ use jwksd::clock::{Clock, SystemClock};
 use jwksd::config::AwsKms;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
+use jwksd::keyring::record::Keyring;
 use jwksd::keyring::time::Span;
 use jwksd::seal::data_keys::DataKeys;
 
@@ -18,20 +20,29 @@ use super::{Trial, request};
 use crate::support::localstack::{Account, LocalStack, REGION};
 use crate::support::{PATIENCE, eventually};
 
-fn backend(account: &Account, secret: &Arc<DataKeys>) -> AwsKmsBackend {
+pub fn backend(account: &Account, secret: &Arc<DataKeys>) -> AwsKmsBackend {
+    backend_at(&account.client, Span::from_secs(20), secret, Arc::new(SystemClock))
+}
+
+pub fn backend_at(
+    client: &Client,
+    attempt_timeout: Span,
+    secret: &Arc<DataKeys>,
+    clock: Arc<dyn Clock>,
+) -> AwsKmsBackend {
     let settings = AwsKms {
         region: Some(REGION.to_owned()),
-        endpoint_url: Some(account.endpoint.clone()),
-        attempt_timeout: Span::from_secs(20),
+        endpoint_url: None,
+        attempt_timeout,
         concurrency: 4,
         deletion_window_days: 7,
         cleanup_after: Span::DAY,
     };
-    let api = Arc::new(SdkKms::with_client(account.client.clone(), settings));
-    AwsKmsBackend::new(api, secret.clone(), Arc::new(SystemClock), 7, Span::DAY)
+    let api = Arc::new(SdkKms::with_client(client.clone(), settings));
+    AwsKmsBackend::new(api, secret.clone(), clock, 7, Span::DAY)
 }
 
-fn identity(serial: u64) -> KeyIdentity {
+pub fn identity(serial: u64) -> KeyIdentity {
     let keyset = Name::parse("main").unwrap();
     KeyIdentity { installation: "i".repeat(32), lineage: "l".repeat(32), keyset, serial }
 }
@@ -90,16 +101,6 @@ async fn what_is_younger_than_a_day_is_nobodys_leftover() {
     let key = keys(&account).await.remove(0);
     account.client.delete_alias().alias_name(&key.aliases[0]).send().await.unwrap();
     let mut owned = Owned::default();
-    let keyring = |lineage: &str| {
-        let policy = serde_json::from_value(policy()).unwrap();
-        jwksd::keyring::record::Keyring::new(
-            Name::parse("main").unwrap(),
-            lineage.to_owned(),
-            policy,
-            true,
-            SystemClock.wall(),
-        )
-    };
     owned.add(&keyring(&"l".repeat(32)));
     let now = SystemClock.wall();
     let young = backend.clean_up(&"i".repeat(32), &owned, now).await.unwrap();
@@ -114,13 +115,11 @@ async fn what_is_younger_than_a_day_is_nobodys_leftover() {
     drop(made);
 }
 
-fn policy() -> serde_json::Value {
-    serde_json::to_value(
-        jwksd::config::load(&jwksd::config::Source::Embedded, std::iter::empty()).unwrap().config.keysets[0]
-            .policy
-            .clone(),
-    )
-    .unwrap()
+/// A keyring without keys.
+pub fn keyring(lineage: &str) -> Keyring {
+    let loaded = jwksd::config::load(&jwksd::config::Source::Embedded, std::iter::empty()).unwrap();
+    let policy = loaded.config.keysets[0].policy.clone();
+    Keyring::new(Name::parse("main").unwrap(), lineage.to_owned(), policy, true, SystemClock.wall())
 }
 
 #[tokio::test(flavor = "multi_thread")]
