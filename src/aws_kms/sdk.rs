@@ -22,6 +22,7 @@ use super::{
     Encrypted, EncryptionContext, KeyDescription, KeySpec, KeyState, KmsApi, KmsError, KmsErrorKind, KmsOperation,
     Message, Pace, Page, PublicKey, SigningAlgorithm,
 };
+use crate::clock::SystemClock;
 use crate::config::AwsKms;
 use crate::keyring::time::Timestamp;
 
@@ -83,7 +84,7 @@ impl SdkKms {
                 }
                 let mut config = aws_sdk_kms::config::Builder::from(&loaded);
                 if let Some(chain) = loaded.credentials_provider() {
-                    config = config.credentials_provider(Patient::new(chain));
+                    config = config.credentials_provider(Patient::new(chain, Arc::new(SystemClock)));
                 }
                 Ok(Client::from_conf(config.build()))
             })
