@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{self, SHA256, SHA384};
 
 use super::error::{failed, internal};
-use crate::aws_kms::{KmsApi, Message, Pace, SigningAlgorithm};
+use crate::aws_kms::{KmsApi, LONGEST_RAW_MESSAGE, Message, Pace, SigningAlgorithm};
 use crate::backend::{BackendError, RemoteSigner};
 use crate::keyring::algorithm::Algorithm;
 
@@ -52,6 +52,10 @@ impl RemoteKey {
 
 #[async_trait]
 impl RemoteSigner for RemoteKey {
+    fn longest_message(&self) -> Option<usize> {
+        matches!(self.algorithm, Algorithm::EdDsa { .. }).then_some(LONGEST_RAW_MESSAGE)
+    }
+
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.sign_as("sign", message, Pace::Request).await
     }
