@@ -290,6 +290,34 @@ mod tests {
         assert!(!text.contains("SECRET"), "{text}");
     }
 
+    /// As STS does it, and as the container's credential service does.
+    #[test]
+    fn credentials_that_cannot_be_loaded_are_an_outage_unless_somebody_refuses_them() {
+        let sts = |status: u16| {
+            let raw = HttpResponse::new(status.try_into().unwrap(), "<SECRET/>".into());
+            CredentialsError::provider_error(SdkError::service_error(std::io::Error::other("x"), raw))
+        };
+        let container = |status| {
+            CredentialsError::provider_error(format!("Non-success status from HTTP credential provider: {status}"))
+        };
+        for (error, kind, status) in [
+            (sts(403), KmsErrorKind::Denied, "HTTP 403"),
+            (sts(400), KmsErrorKind::Denied, "HTTP 400"),
+            (sts(429), KmsErrorKind::Throttled, "HTTP 429"),
+            (sts(503), KmsErrorKind::Unavailable, "HTTP 503"),
+            (container("StatusCode(500)"), KmsErrorKind::Unavailable, "HTTP 500"),
+            (container("StatusCode(404)"), KmsErrorKind::Denied, "HTTP 404"),
+            (CredentialsError::provider_error("connection refused"), KmsErrorKind::Unavailable, "provider failed"),
+            (CredentialsError::unhandled("half an answer"), KmsErrorKind::Unavailable, "cannot be used"),
+            (CredentialsError::not_loaded("nothing"), KmsErrorKind::Denied, "none were found"),
+            (CredentialsError::invalid_configuration("x"), KmsErrorKind::Denied, "configuration is invalid"),
+        ] {
+            let (found, text) = without_answer(&error);
+            assert_eq!(found, kind, "{text}");
+            assert!(text.contains(status) && !text.contains("SECRET"), "{text}");
+        }
+    }
+
     #[test]
     fn an_error_names_the_call_the_key_and_what_to_do() {
         let error = KmsError::new(KmsOperation::Sign, "arn:aws:kms:eu:1:key/2", KmsErrorKind::Denied, "HTTP\n400");
