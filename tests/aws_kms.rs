@@ -6,6 +6,8 @@ mod support;
 
 #[path = "aws_kms/account.rs"]
 mod account;
+#[path = "aws_kms/claims.rs"]
+mod claims;
 #[path = "aws_kms/crashes.rs"]
 mod crashes;
 #[path = "aws_kms/failures.rs"]

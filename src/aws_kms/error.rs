@@ -1,8 +1,11 @@
 //! Why AWS KMS did not do what was asked, by what the caller does next.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
+
+use zeroize::Zeroizing;
 
 use super::KmsOperation;
 
@@ -121,19 +124,11 @@ impl KmsError {
 
 /// The request was not sent, or nothing came back: credentials or the network.
 fn without_answer(error: &(dyn std::error::Error + 'static)) -> (KmsErrorKind, String) {
-    use aws_credential_types::provider::error::CredentialsError;
     let mut texts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(cause) = next {
         if let Some(credentials) = cause.downcast_ref::<CredentialsError>() {
-            return match credentials {
-                CredentialsError::ProviderTimedOut(_) => (KmsErrorKind::Timeout, "loading credentials".to_owned()),
-                CredentialsError::CredentialsNotLoaded(_) => {
-                    (KmsErrorKind::Denied, "no credentials were found".to_owned())
-                }
-                // Their causes may quote files and answers with credentials in them.
-                _ => (KmsErrorKind::Denied, "the credentials could not be loaded".to_owned()),
-            };
+            return without_credentials(credentials);
         }
         let text = cause.to_string();
         if !texts.contains(&text) {
@@ -142,6 +137,39 @@ fn without_answer(error: &(dyn std::error::Error + 'static)) -> (KmsErrorKind, S
         next = cause.source();
     }
     (KmsErrorKind::Unavailable, texts.join(": "))
+}
+
+/// Credentials could not be loaded. Only what somebody has to put right is a refusal: the service behind the chain may be
+/// away as any other. The causes may quote files and answers with credentials in them, and are not shown.
+fn without_credentials(error: &CredentialsError) -> (KmsErrorKind, String) {
+    let (kind, class) = match error {
+        CredentialsError::ProviderTimedOut(_) => (KmsErrorKind::Timeout, "nothing in time"),
+        CredentialsError::CredentialsNotLoaded(_) => (KmsErrorKind::Denied, "none were found"),
+        CredentialsError::InvalidConfiguration(_) => (KmsErrorKind::Denied, "their configuration is invalid"),
+        CredentialsError::ProviderError(_) => (KmsErrorKind::Unavailable, "their provider failed"),
+        _ => (KmsErrorKind::Unavailable, "their provider's answer cannot be used"),
+    };
+    match (kind, status_in(error)) {
+        (KmsErrorKind::Unavailable, Some(status)) => {
+            let kind = match status {
+                408 => KmsErrorKind::Timeout,
+                429 => KmsErrorKind::Throttled,
+                400..=499 => KmsErrorKind::Denied,
+                _ => KmsErrorKind::Unavailable,
+            };
+            (kind, format!("loading credentials: {class}, HTTP {status}"))
+        }
+        _ => (kind, format!("loading credentials: {class}")),
+    }
+}
+
+/// The HTTP status in the answer of a credential service. The errors of these services have types of their own, which
+/// agree in nothing but how they print a status; all they print may hold credentials, so it is wiped.
+fn status_in(error: &CredentialsError) -> Option<u16> {
+    const BEFORE: &str = "StatusCode(";
+    let printed = Zeroizing::new(format!("{error:?}"));
+    let (_, rest) = printed.split_once(BEFORE)?;
+    rest.split_once(')')?.0.parse().ok()
 }
 
 /// Which of our kinds a code of the service is; they are stable, messages are not.
@@ -260,6 +288,34 @@ mod tests {
         let quoted = Some("The Canonical String was 'x-amz-security-token:SECRET'");
         let text = described(KmsErrorKind::Denied, Some("InvalidSignatureException"), quoted, 400, None);
         assert!(!text.contains("SECRET"), "{text}");
+    }
+
+    /// As STS does it, and as the container's credential service does.
+    #[test]
+    fn credentials_that_cannot_be_loaded_are_an_outage_unless_somebody_refuses_them() {
+        let sts = |status: u16| {
+            let raw = HttpResponse::new(status.try_into().unwrap(), "<SECRET/>".into());
+            CredentialsError::provider_error(SdkError::service_error(std::io::Error::other("x"), raw))
+        };
+        let container = |status| {
+            CredentialsError::provider_error(format!("Non-success status from HTTP credential provider: {status}"))
+        };
+        for (error, kind, status) in [
+            (sts(403), KmsErrorKind::Denied, "HTTP 403"),
+            (sts(400), KmsErrorKind::Denied, "HTTP 400"),
+            (sts(429), KmsErrorKind::Throttled, "HTTP 429"),
+            (sts(503), KmsErrorKind::Unavailable, "HTTP 503"),
+            (container("StatusCode(500)"), KmsErrorKind::Unavailable, "HTTP 500"),
+            (container("StatusCode(404)"), KmsErrorKind::Denied, "HTTP 404"),
+            (CredentialsError::provider_error("connection refused"), KmsErrorKind::Unavailable, "provider failed"),
+            (CredentialsError::unhandled("half an answer"), KmsErrorKind::Unavailable, "cannot be used"),
+            (CredentialsError::not_loaded("nothing"), KmsErrorKind::Denied, "none were found"),
+            (CredentialsError::invalid_configuration("x"), KmsErrorKind::Denied, "configuration is invalid"),
+        ] {
+            let (found, text) = without_answer(&error);
+            assert_eq!(found, kind, "{text}");
+            assert!(text.contains(status) && !text.contains("SECRET"), "{text}");
+        }
     }
 
     #[test]

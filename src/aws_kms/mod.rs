@@ -51,7 +51,13 @@ pub trait KmsApi: Send + Sync + 'static {
     async fn public_key(&self, key: &str) -> Result<PublicKey, KmsError>;
 
     /// Signs. ECDSA signatures come as DER (RFC 3279 §2.2.3), RSA and Ed25519 ones as bytes.
-    async fn sign(&self, key: &str, message: Message<'_>, algorithm: SigningAlgorithm) -> Result<Vec<u8>, KmsError>;
+    async fn sign(
+        &self,
+        key: &str,
+        message: Message<'_>,
+        algorithm: SigningAlgorithm,
+        pace: Pace,
+    ) -> Result<Vec<u8>, KmsError>;
 
     /// Names a key.
     ///
@@ -141,12 +147,24 @@ pub enum SigningAlgorithm {
     RsassaPssSha256,
 }
 
+/// Whether somebody waits for a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A request does: the call has `attempt_timeout`, and a place among the signatures.
+    Request,
+    /// Nobody does, as when a new key is tested: the call has as long as any other.
+    Background,
+}
+
+/// The longest message that the service signs as it is, in bytes (AWS KMS API Reference, Sign, `MessageType` RAW).
+pub const LONGEST_RAW_MESSAGE: usize = 4096;
+
 /// What is signed.
 #[derive(Clone, Copy, Debug)]
 pub enum Message<'a> {
     /// The digest that the algorithm demands; messages of any length can be signed so.
     Digest(&'a [u8]),
-    /// The message itself, at most 4,096 bytes.
+    /// The message itself, at most [`LONGEST_RAW_MESSAGE`] bytes.
     Raw(&'a [u8]),
 }
 
@@ -163,6 +181,9 @@ pub struct KeyDescription {
     pub encrypts: bool,
     /// By the service's clock.
     pub created_at: Option<Timestamp>,
+    /// The service itself made the private key, and it never was anywhere else. `false`: it was imported, or lives in a
+    /// key store of the account's own.
+    pub born_there: bool,
 }
 
 /// Whether a key works.

@@ -20,8 +20,9 @@ use zeroize::Zeroizing;
 use super::credentials::Patient;
 use super::{
     Encrypted, EncryptionContext, KeyDescription, KeySpec, KeyState, KmsApi, KmsError, KmsErrorKind, KmsOperation,
-    Message, Page, PublicKey, SigningAlgorithm,
+    Message, Pace, Page, PublicKey, SigningAlgorithm,
 };
+use crate::clock::SystemClock;
 use crate::config::AwsKms;
 use crate::keyring::time::Timestamp;
 
@@ -83,7 +84,7 @@ impl SdkKms {
                 }
                 let mut config = aws_sdk_kms::config::Builder::from(&loaded);
                 if let Some(chain) = loaded.credentials_provider() {
-                    config = config.credentials_provider(Patient::new(chain));
+                    config = config.credentials_provider(Patient::new(chain, Arc::new(SystemClock)));
                 }
                 Ok(Client::from_conf(config.build()))
             })
@@ -211,18 +212,26 @@ impl KmsApi for SdkKms {
         })
     }
 
-    async fn sign(&self, key: &str, message: Message<'_>, algorithm: SigningAlgorithm) -> Result<Vec<u8>, KmsError> {
+    async fn sign(
+        &self,
+        key: &str,
+        message: Message<'_>,
+        algorithm: SigningAlgorithm,
+        pace: Pace,
+    ) -> Result<Vec<u8>, KmsError> {
         let operation = KmsOperation::Sign;
         let (kind, bytes) = match message {
             Message::Digest(digest) => (MessageType::Digest, digest),
             Message::Raw(message) => (MessageType::Raw, message),
         };
-        let answer = self
-            .quick(operation, key, |client| {
-                let request = client.sign().key_id(key).message_type(kind).message(Blob::new(bytes));
-                request.signing_algorithm(algorithm_to_sdk(algorithm)).send()
-            })
-            .await?;
+        let call = |client: Client| {
+            let request = client.sign().key_id(key).message_type(kind).message(Blob::new(bytes));
+            request.signing_algorithm(algorithm_to_sdk(algorithm)).send()
+        };
+        let answer = match pace {
+            Pace::Request => self.quick(operation, key, call).await?,
+            Pace::Background => self.slow(operation, key, call).await?,
+        };
         answer.signature.map(Blob::into_inner).ok_or_else(|| empty(operation, key))
     }
 
@@ -292,6 +301,7 @@ fn described(metadata: Option<types::KeyMetadata>) -> Option<KeyDescription> {
         spec: metadata.key_spec.as_ref().and_then(from_sdk),
         signs: metadata.key_usage == Some(KeyUsageType::SignVerify),
         encrypts: symmetric && metadata.key_usage == Some(KeyUsageType::EncryptDecrypt),
+        born_there: metadata.origin == Some(types::OriginType::AwsKms),
         created_at: metadata.creation_date.and_then(|at| at.to_millis().ok()).map(Timestamp::from_millis),
         arn: metadata.arn?,
     })

@@ -108,6 +108,11 @@ pub trait LocalSigner: Send + Sync + 'static {
 /// Signs elsewhere.
 #[async_trait]
 pub trait RemoteSigner: Send + Sync + 'static {
+    /// The longest message that can be signed, in bytes; `None`: any.
+    fn longest_message(&self) -> Option<usize> {
+        None
+    }
+
     /// As [`LocalSigner::sign`]; one attempt, the caller holds the deadline and retries.
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError>;
 }

@@ -17,7 +17,7 @@ use super::snapshot::ActiveKey;
 use crate::backend::verify::verify;
 use crate::backend::{BackendError, BackendErrorKind, LocalSigner, RemoteSigner, Signer};
 use crate::clock::Clock;
-use crate::keyring::claims::{ClaimError, SignRequest};
+use crate::keyring::claims::{ClaimError, Problem, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
@@ -125,6 +125,7 @@ impl Engine {
         );
         token.push_str(header);
         URL_SAFE_NO_PAD.encode_string(&prepared.payload, &mut token);
+        refuse_what_is_too_long(&active.signer, &token)?;
         let signature = self.signature(cell, &active, &token, ends).await?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
@@ -290,6 +291,17 @@ impl Engine {
     }
 }
 
+/// What a backend can never sign is the caller's error, and says nothing about the backend.
+fn refuse_what_is_too_long(signer: &Signer, message: &str) -> Result<(), ClaimError> {
+    let Signer::Remote(signer) = signer else { return Ok(()) };
+    match signer.longest_message() {
+        Some(longest) if message.len() > longest => {
+            Err(ClaimError::Invalid { path: "claims".to_owned(), problem: Problem::TooLongForBackend { longest } })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Full jitter: those that failed together do not come back together.
 fn pause_before(attempt: u32) -> Duration {
     let most = REMOTE_PAUSE.saturating_mul(1 << attempt.min(10)).min(REMOTE_PAUSE_MAX);
@@ -394,5 +406,36 @@ impl KeysetCell {
     /// Requests waiting for a signature now.
     pub fn queued(&self) -> usize {
         self.pool.waiting.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+
+    /// Signs at most 4,096 bytes, and is never asked.
+    struct Short;
+
+    #[async_trait]
+    impl RemoteSigner for Short {
+        fn longest_message(&self) -> Option<usize> {
+            Some(4096)
+        }
+
+        async fn sign(&self, _: &[u8]) -> Result<Vec<u8>, BackendError> {
+            unreachable!("it is refused before")
+        }
+    }
+
+    #[test]
+    fn a_token_that_the_backend_can_never_sign_is_the_callers_error() {
+        let signer = Signer::Remote(Arc::new(Short));
+        assert_eq!(refuse_what_is_too_long(&signer, &"x".repeat(4096)), Ok(()));
+        let error = refuse_what_is_too_long(&signer, &"x".repeat(4097)).unwrap_err();
+        assert!(error.to_string().contains("4096 bytes"), "{error}");
+        // Not counted as a failure of ours, and never noted as ill health.
+        assert!(matches!(SignFailure::from(error), SignFailure::Claims(_)));
     }
 }

@@ -163,6 +163,8 @@ pub enum Problem {
     TooManyMembers,
     #[error("are too many: the payload would be longer than {MAX_PAYLOAD_BYTES} bytes")]
     TooLarge,
+    #[error("are too long for this keyset's backend, which signs at most {longest} bytes with this algorithm")]
+    TooLongForBackend { longest: usize },
 }
 
 /// The reasons by which refused requests are counted.

@@ -56,3 +56,9 @@ pub async fn foreign_key(account: &Account, tags: &[(&str, &str)]) -> String {
     let made = request.set_tags(Some(tags.collect())).send().await.unwrap();
     made.key_metadata.unwrap().arn.unwrap()
 }
+
+/// A key with the same tags as another, which somebody else made.
+pub async fn copy_of(account: &Account, key: &Found) -> String {
+    let tags: Vec<(&str, &str)> = key.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    foreign_key(account, &tags).await
+}

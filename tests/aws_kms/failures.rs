@@ -81,6 +81,8 @@ async fn each_failure_has_its_answer_and_its_reason() {
         // 2 s for each signature: longer than an attempt may take.
         (Fault::Delay(Duration::from_secs(2)), "backend-timeout", "backend_timeout", "timeout"),
         (Fault::Hang, "backend-timeout", "backend_timeout", "timeout"),
+        // Verified before it leaves; the service itself had no failure.
+        (Fault::SpoilSignature, "verification-failed", "verification_failed", "ok"),
     ] {
         let before = trial.failures(reason).await;
         trial.proxy.always("Sign", fault.clone());
@@ -235,4 +237,58 @@ async fn a_flood_of_signatures_while_kms_hangs_leaves_the_rest_in_peace() {
     // The service hangs for seconds; on a busy machine an idle run takes its time too.
     let bound = (idle * 20).max(Duration::from_millis(250));
     assert!(flooded < bound, "idle {idle:?}, during the flood {flooded:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_gone_is_told_apart_from_a_service_that_is_away() {
+    let trial = Trial::start().await;
+    let before = trial.failures("key_disabled").await;
+    trial.proxy.nth("Sign", 1, Fault::Refuse("NotFoundException"));
+    let refused = trial.daemon.sign_answer("main", request()).await;
+    assert_eq!((refused.status, slug(&refused).as_str()), (503, "key-disabled"), "{}", refused.text);
+    assert_eq!(trial.failures("key_disabled").await, before + 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_revoked_while_it_signs_signs_nothing_that_leaves() {
+    let trial = Trial::start().await;
+    let active = trial.daemon.sign("main", request()).await.kid;
+    trial.proxy.forget_calls();
+    // Less than an attempt may take.
+    trial.proxy.always("Sign", Fault::Delay(Duration::from_millis(600)));
+    let signing = join_all((0..8).map(|_| trial.daemon.sign_answer("main", request())));
+    let revoking = async {
+        eventually("the signatures to reach KMS", PATIENCE, async || (trial.proxy.count("Sign") >= 8).then_some(()))
+            .await;
+        let path = format!("/keysets/main/keys/{active}/revoke");
+        let body = json!({ "reason": "a test" });
+        let answer = trial.daemon.admin(Method::POST, &path, Some(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    };
+    let (answers, ()) = tokio::join!(signing, revoking);
+    for answer in answers {
+        // Signed by the successor, or not at all.
+        assert!([200, 503].contains(&answer.status), "{}", answer.text);
+        assert!(answer.status != 200 || answer.json()["kid"] != active.as_str(), "{}", answer.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_deleted_after_the_configured_days_and_never_while_published() {
+    let trial = Trial::start().await;
+    assert_eq!(trial.rotate().await.status, 200);
+    trial.settled().await;
+    let revoked = trial.keys().await.iter().find(|key| key["serial"] == 3).unwrap()["kid"].clone();
+    let path = format!("/keysets/main/keys/{}/revoke", revoked.as_str().unwrap());
+    assert_eq!(trial.daemon.admin(Method::POST, &path, Some(json!({ "reason": "a test" }))).await.status, 200);
+    eventually("the deletion", PATIENCE, async || (trial.proxy.count("ScheduleKeyDeletion") >= 1).then_some(())).await;
+    let calls = trial.proxy.calls();
+    let ended = ["DisableKey", "ScheduleKeyDeletion"];
+    let of_three = super::account::keys(&trial.account).await;
+    let of_three = of_three.iter().find(|key| key.tag("jwksd:serial") == "3").unwrap();
+    for call in calls.iter().filter(|call| ended.contains(&call.operation.as_str())) {
+        assert_eq!(call.key, of_three.arn, "the retired key is published still");
+        assert!(call.operation == "DisableKey" || call.body["PendingWindowInDays"] == 7, "{call:?}");
+    }
+    assert!(!trial.jwks_kids().await.contains(revoked.as_str().unwrap()));
 }

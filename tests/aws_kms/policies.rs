@@ -7,8 +7,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{Trial, request};
-use crate::support::kms_proxy::{Call, Fault};
-use crate::support::{PATIENCE, eventually, tools};
+use crate::support::kms_proxy::{Call, Fault, KmsProxy};
+use crate::support::localstack::{LocalStack, REGION};
+use crate::support::{Daemon, PATIENCE, eventually, tools};
 
 fn policy(name: &str) -> Value {
     let path = tools::repository("deploy/aws").join(format!("{name}.json"));
@@ -74,15 +75,84 @@ async fn signing_needs_one_permission() {
     for _ in 0..3 {
         trial.daemon.sign("main", request()).await;
     }
-    // The one look for leftovers at the start may still be under way.
-    let calls: Vec<Call> = trial.proxy.calls().into_iter().filter(|call| call.operation != "ListKeys").collect();
+    // A look for leftovers may still be under way, or come late on a busy machine: it makes these calls and no others.
+    let looking = ["ListKeys", "ListResourceTags", "DescribeKey", "ListAliases"];
+    let calls: Vec<Call> =
+        trial.proxy.calls().into_iter().filter(|call| !looking.contains(&call.operation.as_str())).collect();
     assert_eq!(allowed("backend-signer"), made(&calls));
 }
 
-/// The calls of the seal are few enough to be read off its source.
+/// Every statement in full: a condition that is lost, or an action that moves to another, changes what is allowed.
 #[test]
-fn the_seals_policies_allow_a_key_to_wrap_and_unwrap_only() {
-    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-    assert_eq!(allowed("seal-manager"), set(&["DescribeKey", "Encrypt", "Decrypt"]));
-    assert_eq!(allowed("seal-signer"), set(&["DescribeKey", "Decrypt"]));
+fn each_permission_of_the_backend_has_its_condition() {
+    let tagged = |kind: &str| json!({ "Null": { format!("aws:{kind}Tag/jwksd:installation"): "false" } });
+    let made = json!({
+        "StringEquals": {
+            "kms:KeyUsage": "SIGN_VERIFY",
+            "kms:KeyOrigin": "AWS_KMS",
+            "kms:KeySpec": [
+                "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_EDWARDS25519", "RSA_2048", "RSA_3072", "RSA_4096"
+            ]
+        },
+        "Null": { "aws:RequestTag/jwksd:installation": "false" }
+    });
+    let use_and_end =
+        ["DescribeKey", "GetPublicKey", "Sign", "CreateAlias", "DisableKey", "ScheduleKeyDeletion"].as_slice();
+    let keys = "arn:aws:kms:*:*:key/*";
+    statements(
+        "backend-manager",
+        &[
+            (&["CreateKey"], "*", made),
+            (&["TagResource"], keys, tagged("Request")),
+            (use_and_end, keys, tagged("Resource")),
+            (&["CreateAlias"], "arn:aws:kms:*:*:alias/jwksd/*", Value::Null),
+            (&["ListKeys", "ListAliases"], "*", Value::Null),
+            (&["ListResourceTags"], keys, Value::Null),
+        ],
+    );
+    let one = json!({ "StringEquals": { "aws:ResourceTag/jwksd:installation": "INSTALLATION" } });
+    statements("backend-signer", &[(&["Sign"], keys, one)]);
+}
+
+fn statements(name: &str, wanted: &[(&[&str], &str, Value)]) {
+    let policy = policy(name);
+    let found: Vec<Value> = policy["Statement"].as_array().unwrap().clone();
+    let wanted = wanted.iter().zip(&found).map(|((actions, resource, condition), found)| {
+        let actions: Vec<String> = actions.iter().map(|action| format!("kms:{action}")).collect();
+        let mut statement = json!({ "Sid": found["Sid"], "Effect": "Allow", "Action": actions, "Resource": resource });
+        if !condition.is_null() {
+            statement["Condition"] = condition.clone();
+        }
+        statement
+    });
+    assert_eq!(found, wanted.collect::<Vec<_>>(), "{name}");
+}
+
+/// Initialised by one, started again by the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_seals_policies_allow_what_is_called_and_nothing_else() {
+    let account = LocalStack::shared().await.account();
+    let proxy = KmsProxy::before(&account.endpoint).await;
+    let key = account.client.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap();
+    let tables = format!(
+        "[issuer.main]\nurl = \"https://issuer.example.test\"\n\n[keyset.main]\nalgorithm = \"ES256\"\n\n\
+         [backend.aws-kms]\nregion = \"{REGION}\"\nendpoint_url = \"{}\"\n",
+        proxy.url()
+    );
+    let mut builder = Daemon::builder().seal(&format!("kind = \"aws-kms\"\nkey_id = \"{key}\"")).tables(&tables);
+    for (name, value) in account.environment() {
+        builder = builder.env(name, &value);
+    }
+    let mut daemon = builder.prepare();
+    daemon.restart().await;
+    assert_eq!(allowed("seal-manager"), made(&proxy.calls()));
+    daemon.sigterm().await;
+    proxy.forget_calls();
+    daemon.restart().await;
+    assert_eq!(allowed("seal-signer"), made(&proxy.calls()));
+    assert!(proxy.calls().iter().all(|call| call.key == key));
+    let one = "arn:aws:kms:REGION:ACCOUNT:key/KEY_ID";
+    for name in ["seal-manager", "seal-signer"] {
+        assert!(policy(name)["Statement"].as_array().unwrap().iter().all(|statement| statement["Resource"] == one));
+    }
 }

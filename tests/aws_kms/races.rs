@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use aws_sdk_kms::Client;
 use futures_util::future::join_all;
 use jwksd::aws_kms::SdkKms;
 use jwksd::backend::aws_kms::{AwsKmsBackend, Owned};
-use jwksd::backend::{Backend, KeyIdentity};
+use jwksd::backend::{Backend, CreatedKey, KeyIdentity};
 use jwksd::clock::{Clock, SystemClock};
 use jwksd::config::AwsKms;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
+use jwksd::keyring::record::{Key, KeyState, Keyring, Origin, PrivateHandle};
 use jwksd::keyring::time::Span;
 use jwksd::seal::data_keys::DataKeys;
 
@@ -18,20 +20,29 @@ use super::{Trial, request};
 use crate::support::localstack::{Account, LocalStack, REGION};
 use crate::support::{PATIENCE, eventually};
 
-fn backend(account: &Account, secret: &Arc<DataKeys>) -> AwsKmsBackend {
+pub fn backend(account: &Account, secret: &Arc<DataKeys>) -> AwsKmsBackend {
+    backend_at(&account.client, Span::from_secs(20), secret, Arc::new(SystemClock))
+}
+
+pub fn backend_at(
+    client: &Client,
+    attempt_timeout: Span,
+    secret: &Arc<DataKeys>,
+    clock: Arc<dyn Clock>,
+) -> AwsKmsBackend {
     let settings = AwsKms {
         region: Some(REGION.to_owned()),
-        endpoint_url: Some(account.endpoint.clone()),
-        attempt_timeout: Span::from_secs(20),
+        endpoint_url: None,
+        attempt_timeout,
         concurrency: 4,
         deletion_window_days: 7,
         cleanup_after: Span::DAY,
     };
-    let api = Arc::new(SdkKms::with_client(account.client.clone(), settings));
-    AwsKmsBackend::new(api, secret.clone(), Arc::new(SystemClock), 7, Span::DAY)
+    let api = Arc::new(SdkKms::with_client(client.clone(), settings));
+    AwsKmsBackend::new(api, secret.clone(), clock, 7, Span::DAY)
 }
 
-fn identity(serial: u64) -> KeyIdentity {
+pub fn identity(serial: u64) -> KeyIdentity {
     let keyset = Name::parse("main").unwrap();
     KeyIdentity { installation: "i".repeat(32), lineage: "l".repeat(32), keyset, serial }
 }
@@ -90,37 +101,59 @@ async fn what_is_younger_than_a_day_is_nobodys_leftover() {
     let key = keys(&account).await.remove(0);
     account.client.delete_alias().alias_name(&key.aliases[0]).send().await.unwrap();
     let mut owned = Owned::default();
-    let keyring = |lineage: &str| {
-        let policy = serde_json::from_value(policy()).unwrap();
-        jwksd::keyring::record::Keyring::new(
-            Name::parse("main").unwrap(),
-            lineage.to_owned(),
-            policy,
-            true,
-            SystemClock.wall(),
-        )
-    };
     owned.add(&keyring(&"l".repeat(32)));
+    // A key that a keyring names is nobody's leftover, however old, be its alias gone.
+    let mut named = keyring(&"l".repeat(32));
+    named.keys.push(record_of(&made));
+    let mut naming = Owned::default();
+    naming.add(&named);
+    let years_later = SystemClock.wall() + Span::from_secs(5 * 365 * 86_400);
+    let kept = self::backend(&account, &secret).clean_up(&"i".repeat(32), &naming, years_later).await.unwrap();
+    assert_eq!((kept.examined, kept.scheduled, kept.young), (1, 0, 0));
+    assert!(super::account::key_of(&account, &key.arn).await.is_alive());
     let now = SystemClock.wall();
     let young = backend.clean_up(&"i".repeat(32), &owned, now).await.unwrap();
     assert_eq!((young.young, young.scheduled), (1, 0));
-    // Another lineage's, and one that a keyring names, however old.
+    // Another lineage's, however old.
     let later = now + Span::from_secs(2 * 86_400);
     let mut others = Owned::default();
     others.add(&keyring("another"));
     let fresh = super::races::backend(&account, &secret);
     assert_eq!(fresh.clean_up(&"i".repeat(32), &others, later).await.unwrap().scheduled, 0);
     assert_eq!(backend.clean_up(&"i".repeat(32), &owned, later).await.unwrap().scheduled, 1);
-    drop(made);
 }
 
-fn policy() -> serde_json::Value {
-    serde_json::to_value(
-        jwksd::config::load(&jwksd::config::Source::Embedded, std::iter::empty()).unwrap().config.keysets[0]
-            .policy
-            .clone(),
-    )
-    .unwrap()
+fn record_of(made: &CreatedKey) -> Key {
+    let at = SystemClock.wall();
+    Key {
+        serial: 1,
+        kid: made.kid.clone(),
+        algorithm: Algorithm::Es256,
+        public: made.public.clone(),
+        private: Some(PrivateHandle { backend: "aws-kms".to_owned(), handle: made.handle.clone() }),
+        origin: Origin::Created,
+        state: KeyState::Active,
+        entered_at: at,
+        created_at: at,
+        published_at: Some(at),
+        seen_at: None,
+        activated_at: Some(at),
+        demoted_at: None,
+        stopped_at: None,
+        ttl_bound: Span::HOUR,
+        overlap_bound: Span::HOUR,
+        published_until: None,
+        unpropagated: false,
+        rolled_back: false,
+        revocation: None,
+    }
+}
+
+/// A keyring without keys.
+pub fn keyring(lineage: &str) -> Keyring {
+    let loaded = jwksd::config::load(&jwksd::config::Source::Embedded, std::iter::empty()).unwrap();
+    let policy = loaded.config.keysets[0].policy.clone();
+    Keyring::new(Name::parse("main").unwrap(), lineage.to_owned(), policy, true, SystemClock.wall())
 }
 
 #[tokio::test(flavor = "multi_thread")]

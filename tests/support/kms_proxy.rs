@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -33,6 +35,10 @@ pub enum Fault {
     Deny,
     /// 500 KMSInternalException.
     Fail,
+    /// 400 with this code.
+    Refuse(&'static str),
+    /// The service's answer with its signature changed in one byte.
+    SpoilSignature,
     /// Nothing ever comes back, and the service never sees it.
     Hang,
     /// As [`Hang`](Fault::Hang), and [`KmsProxy::held`] resolves.
@@ -48,6 +54,8 @@ pub struct Call {
     pub operation: String,
     /// The key or alias it names, if any.
     pub key: String,
+    /// What was asked.
+    pub body: Value,
     /// What came back from the service; `None`: it was not asked, or did not answer.
     pub status: Option<u16>,
 }
@@ -182,7 +190,8 @@ async fn call(
     let operation = named.rsplit('.').next().unwrap_or_default().to_owned();
     let at = {
         let mut calls = lock(&state.calls);
-        calls.push(Call { operation: operation.clone(), key: key_in(&body), status: None });
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        calls.push(Call { operation: operation.clone(), key: key_in(&body), body, status: None });
         calls.len() - 1
     };
     let fault = state.fault_for(&operation);
@@ -192,12 +201,13 @@ async fn call(
         Some(Fault::Throttle) => return Ok(refusal(StatusCode::BAD_REQUEST, "ThrottlingException")),
         Some(Fault::Deny) => return Ok(refusal(StatusCode::BAD_REQUEST, "AccessDeniedException")),
         Some(Fault::Fail) => return Ok(refusal(StatusCode::INTERNAL_SERVER_ERROR, "KMSInternalException")),
+        Some(Fault::Refuse(code)) => return Ok(refusal(StatusCode::BAD_REQUEST, code)),
         Some(Fault::Hang) => return Ok(never().await),
         Some(Fault::HoldRequest) => {
             state.held.notify_one();
             return Ok(never().await);
         }
-        Some(Fault::LoseAnswer | Fault::HoldAnswer) | None => {}
+        Some(Fault::LoseAnswer | Fault::HoldAnswer | Fault::SpoilSignature) | None => {}
     }
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut headers = parts.headers;
@@ -222,6 +232,7 @@ async fn call(
         }
         _ => {}
     }
+    let body = if matches!(fault, Some(Fault::SpoilSignature)) { spoiled(&body) } else { body };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     for name in ["content-type", "x-amzn-requestid", "x-amzn-errortype"] {
@@ -248,10 +259,18 @@ impl State {
     }
 }
 
-fn key_in(body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+fn key_in(body: &Value) -> String {
     let named = ["AliasName", "KeyId", "TargetKeyId"].iter().find_map(|name| body[name].as_str());
     named.unwrap_or_default().to_owned()
+}
+
+/// The last byte of a signature is part of a number in every algorithm.
+fn spoiled(body: &Bytes) -> Bytes {
+    let mut answer: Value = serde_json::from_slice(body).expect("the service answers with JSON");
+    let mut signature = STANDARD.decode(answer["Signature"].as_str().expect("a signature")).expect("base64");
+    *signature.last_mut().expect("it is not empty") ^= 1;
+    answer["Signature"] = Value::String(STANDARD.encode(signature));
+    Bytes::from(answer.to_string())
 }
 
 fn refusal(status: StatusCode, code: &str) -> Response<Full<Bytes>> {

@@ -1,7 +1,10 @@
 //! Creating a key once per serial, whoever tries, however often, and wherever it dies.
 
+use std::time::Duration;
+
 use tokio::sync::Mutex;
 
+use super::creation::{Claimed, Creation};
 use super::error::{ClaimError, failed, internal, unsettled};
 use super::{AwsKmsBackend, spec_of};
 use crate::aws_kms::{KeyDescription, KeyState, KmsErrorKind};
@@ -16,17 +19,16 @@ pub(super) type Claim = Mutex<Option<HalfMade>>;
 pub(super) struct HalfMade {
     arn: String,
     algorithm: Algorithm,
-    made_at: std::time::Duration,
+    made_at: Duration,
+    /// Of its tags.
+    nonce: String,
 }
 
 /// The names that a serial may be claimed under: the plain one, and others where a key that cannot be used has it.
 const NAMES_MAX: u32 = 8;
 
-const INSTALLATION: &str = "jwksd:installation";
-const LINEAGE: &str = "jwksd:lineage";
-const KEYSET: &str = "jwksd:keyset";
-const SERIAL: &str = "jwksd:serial";
-const NONCE: &str = "jwksd:nonce";
+/// A new key may be unknown for this long to some of the service's machines.
+const KNOWN_AFTER: Duration = Duration::from_secs(60);
 
 impl AwsKmsBackend {
     /// The key of `identity`: found, or made and claimed. Its ARN and public half.
@@ -63,7 +65,7 @@ impl AwsKmsBackend {
                 );
                 continue;
             }
-            let public = self.adopted(identity, algorithm, &alias, &found).await?;
+            let public = self.adopted(identity, algorithm, &alias, &found, half.as_ref()).await?;
             if let Some(own) = half.take().filter(|own| own.arn != found.arn) {
                 self.discard(&own.arn).await;
             }
@@ -99,22 +101,19 @@ impl AwsKmsBackend {
         let arn = match half {
             Some(key) => key.arn.clone(),
             None => {
-                let tags = self.tags(identity).ok_or_else(|| unsettled(ClaimError::NoProof))?;
+                let (tags, nonce) = self.tags(identity).ok_or_else(|| unsettled(ClaimError::NoProof))?;
                 let description = format!("jwksd {} {}", identity.keyset, identity.serial);
                 let made_at = self.clock.monotonic();
                 let made = self.api.create_signing_key(spec_of(algorithm), &description, &tags).await;
                 let arn = made.map_err(|error| failed("create", error))?.arn;
-                *half = Some(HalfMade { arn: arn.clone(), algorithm, made_at });
+                *half = Some(HalfMade { arn: arn.clone(), algorithm, made_at, nonce });
                 arn
             }
         };
         let public = match self.tested("create", &arn, algorithm).await {
             Ok(public) => public,
             Err(error) => {
-                if error.kind == BackendErrorKind::PairwiseTest {
-                    *half = None;
-                    self.discard(&arn).await;
-                }
+                self.give_up_if_useless(half, error.kind).await;
                 return Err(error);
             }
         };
@@ -122,12 +121,23 @@ impl AwsKmsBackend {
             Ok(()) => Ok(Made::Claimed(arn, public)),
             Err(error) if error.kind == KmsErrorKind::AlreadyExists => Ok(Made::Lost),
             Err(error) => {
-                if matches!(error.kind, KmsErrorKind::InvalidState | KmsErrorKind::Disabled) {
-                    // Somebody took it for a leftover.
-                    *half = None;
-                }
-                Err(failed("create", error))
+                let error = failed("create", error);
+                self.give_up_if_useless(half, error.kind).await;
+                Err(error)
             }
+        }
+    }
+
+    /// Gives up a key that will never be claimed, so that the next attempt makes another: it does not work, or somebody
+    /// took it for a leftover.
+    async fn give_up_if_useless(&self, half: &mut Option<HalfMade>, error: BackendErrorKind) {
+        let useless = |key: &mut HalfMade| match error {
+            BackendErrorKind::PairwiseTest | BackendErrorKind::KeyDisabled => true,
+            BackendErrorKind::NotFound => self.clock.monotonic().saturating_sub(key.made_at) > KNOWN_AFTER,
+            _ => false,
+        };
+        if let Some(key) = half.take_if(useless) {
+            self.discard(&key.arn).await;
         }
     }
 
@@ -138,17 +148,21 @@ impl AwsKmsBackend {
         algorithm: Algorithm,
         alias: &str,
         found: &KeyDescription,
+        half: Option<&HalfMade>,
     ) -> Result<PublicJwk, BackendError> {
+        if self.proof.prove(&[]).is_none() {
+            return Err(unsettled(ClaimError::NoProof));
+        }
         let tags = self.api.list_resource_tags(&found.arn, None).await.map_err(|error| failed("create", error))?;
-        let serial = identity.serial.to_string();
-        let wanted = [
-            (INSTALLATION, identity.installation.as_str()),
-            (LINEAGE, identity.lineage.as_str()),
-            (KEYSET, identity.keyset.as_str()),
-            (SERIAL, serial.as_str()),
-        ];
-        let has = |(key, value): &(&str, &str)| tags.items.iter().any(|(k, v)| k == key && v == value);
-        if !found.signs || !wanted.iter().all(has) {
+        // Everything about an alias can be guessed, and tags can be copied: only the code of the nonce is ours alone.
+        let copied = |made: &Creation| half.is_some_and(|own| own.nonce == made.nonce() && own.arn != found.arn);
+        let proven = match Creation::claimed(&identity.installation, &tags.items) {
+            Claimed::Creation(made) => {
+                made.is_of(identity) && made.is_signed(&*self.proof) && made.fits(found) && !copied(&made)
+            }
+            Claimed::Foreign | Claimed::Nothing => false,
+        };
+        if !proven {
             let foreign = ClaimError::Foreign { alias: alias.to_owned(), arn: found.arn.clone() };
             return Err(internal("create", foreign));
         }
@@ -167,43 +181,6 @@ impl AwsKmsBackend {
             }
         }
     }
-
-    fn tags(&self, identity: &KeyIdentity) -> Option<[(&'static str, String); 5]> {
-        let serial = identity.serial.to_string();
-        let mut random = [0u8; 16];
-        aws_lc_rs::rand::fill(&mut random).ok()?;
-        let random = hex(&random);
-        let (with, code) = self.proof.prove(&proof_parts(identity, &serial, &random))?;
-        Some([
-            (INSTALLATION, identity.installation.clone()),
-            (LINEAGE, identity.lineage.clone()),
-            (KEYSET, identity.keyset.to_string()),
-            (SERIAL, serial),
-            (NONCE, format!("{random}.{with}.{}", hex(&code))),
-        ])
-    }
-
-    /// Whether the tags are those of a key that this installation made for one of its keysets, by lineage.
-    pub(super) fn is_ours(&self, installation: &str, lineages: &super::Owned, tags: &[(String, String)]) -> bool {
-        let tag = |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let (Some(of), Some(lineage), Some(keyset), Some(serial), Some(nonce)) =
-            (tag(INSTALLATION), tag(LINEAGE), tag(KEYSET), tag(SERIAL), tag(NONCE))
-        else {
-            return false;
-        };
-        if of != installation || lineages.lineage_of(keyset) != Some(lineage) {
-            return false;
-        }
-        let mut words = nonce.split('.');
-        let (Some(random), Some(with), Some(code), None) = (words.next(), words.next(), words.next(), words.next())
-        else {
-            return false;
-        };
-        let Some(code) = unhex(code) else { return false };
-        let parts: [&[u8]; 6] =
-            [PROOF, of.as_bytes(), lineage.as_bytes(), keyset.as_bytes(), serial.as_bytes(), random.as_bytes()];
-        self.proof.holds(with, &parts, &code)
-    }
 }
 
 /// How a creation ended.
@@ -213,29 +190,7 @@ enum Made {
     Lost,
 }
 
-const PROOF: &[u8] = b"jwksd aws-kms creation 1";
-
-fn proof_parts<'a>(identity: &'a KeyIdentity, serial: &'a str, random: &'a str) -> [&'a [u8]; 6] {
-    [
-        PROOF,
-        identity.installation.as_bytes(),
-        identity.lineage.as_bytes(),
-        identity.keyset.as_str().as_bytes(),
-        serial.as_bytes(),
-        random.as_bytes(),
-    ]
-}
-
 /// The claim of a serial. At most 256 characters of `a-zA-Z0-9/_-`, as the service demands.
 fn alias(identity: &KeyIdentity) -> String {
     format!("alias/jwksd/{}/{}/{}", identity.installation, identity.keyset, identity.serial)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.is_ascii() && text.len().is_multiple_of(2) && text.len() <= 128;
-    digits.then(|| (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect())?
 }

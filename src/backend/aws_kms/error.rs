@@ -23,7 +23,10 @@ pub(super) struct NotAnArn {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClaimError {
     #[error(
-        "{alias} names {arn}, whose tags are not those of this keyset's key: find out who made it, and delete the alias"
+        "{alias} names {arn}, and nothing proves that this installation made that key for this serial. The tags of a new \
+         key may not be visible yet, which passes within minutes; a store that was restored or resealed does not know \
+         every key either. If this stays, find out who made the key and whether it signs for anybody; change its alias \
+         only when you know that it does not"
     )]
     Foreign { alias: String, arn: String },
     #[error(

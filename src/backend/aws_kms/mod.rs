@@ -8,6 +8,7 @@
 
 mod claim;
 mod clean_up;
+mod creation;
 mod error;
 mod handle;
 mod signer;
@@ -26,7 +27,7 @@ use super::verify::verify;
 use super::{
     AdoptRemote, Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, RemoteFound, Signer, StoredKey,
 };
-use crate::aws_kms::{AWS_KMS, KeySpec, KeyState, KmsApi, KmsErrorKind};
+use crate::aws_kms::{AWS_KMS, KeySpec, KeyState, KmsApi, KmsErrorKind, Pace};
 use crate::clock::Clock;
 use crate::keyring::algorithm::{Algorithm, RsaBits};
 use crate::keyring::jwk::{Kid, PublicJwk};
@@ -75,7 +76,7 @@ pub struct AwsKmsBackend {
     cleanup_after: Span,
     /// Creations under way, by alias; each keeps the key it made until that is claimed.
     claims: Mutex<HashMap<String, Arc<claim::Claim>>>,
-    seen: clean_up::Seen,
+    walk: clean_up::Walk,
     /// A creation failed: there may be a leftover.
     pub(super) unsettled: Notify,
 }
@@ -96,7 +97,7 @@ impl AwsKmsBackend {
             deletion_window_days,
             cleanup_after,
             claims: Mutex::default(),
-            seen: clean_up::Seen::default(),
+            walk: clean_up::Walk::default(),
             unsettled: Notify::new(),
         }
     }
@@ -121,7 +122,8 @@ impl AwsKmsBackend {
         const MESSAGE: &[u8] = b"jwksd pairwise test";
         let key = self.api.public_key(arn).await.map_err(|error| failed(operation, error))?;
         let public = public_from_spki(&key.subject_public_key_info).map_err(|error| internal(operation, error))?;
-        let signature = RemoteKey::new(self.api.clone(), arn, algorithm).sign_as(operation, MESSAGE).await?;
+        let signature =
+            RemoteKey::new(self.api.clone(), arn, algorithm).sign_as(operation, MESSAGE, Pace::Background).await?;
         verify(algorithm, &public, MESSAGE, &signature).map_err(|error| BackendError {
             backend: AWS_KMS,
             operation,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{self, SHA256, SHA384};
 
 use super::error::{failed, internal};
-use crate::aws_kms::{KmsApi, Message, SigningAlgorithm};
+use crate::aws_kms::{KmsApi, LONGEST_RAW_MESSAGE, Message, Pace, SigningAlgorithm};
 use crate::backend::{BackendError, RemoteSigner};
 use crate::keyring::algorithm::Algorithm;
 
@@ -24,7 +24,12 @@ impl RemoteKey {
 
     /// Signs; `operation` is what it is done for, in errors. Hashed here, so that tokens of any size can be signed: the
     /// service takes messages of up to 4,096 bytes.
-    pub(super) async fn sign_as(&self, operation: &'static str, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+    pub(super) async fn sign_as(
+        &self,
+        operation: &'static str,
+        message: &[u8],
+        pace: Pace,
+    ) -> Result<Vec<u8>, BackendError> {
         let (how, hash) = match self.algorithm {
             Algorithm::Es256 => (SigningAlgorithm::EcdsaSha256, Some(&SHA256)),
             Algorithm::Es384 => (SigningAlgorithm::EcdsaSha384, Some(&SHA384)),
@@ -36,9 +41,9 @@ impl RemoteKey {
         let signed = match hash {
             Some(hash) => {
                 let digest = digest::digest(hash, message);
-                self.api.sign(&self.arn, Message::Digest(digest.as_ref()), how).await
+                self.api.sign(&self.arn, Message::Digest(digest.as_ref()), how, pace).await
             }
-            None => self.api.sign(&self.arn, Message::Raw(message), how).await,
+            None => self.api.sign(&self.arn, Message::Raw(message), how, pace).await,
         };
         let signature = signed.map_err(|error| failed(operation, error))?;
         jose_form(self.algorithm, signature).map_err(|error| internal(operation, error))
@@ -47,8 +52,12 @@ impl RemoteKey {
 
 #[async_trait]
 impl RemoteSigner for RemoteKey {
+    fn longest_message(&self) -> Option<usize> {
+        matches!(self.algorithm, Algorithm::EdDsa { .. }).then_some(LONGEST_RAW_MESSAGE)
+    }
+
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
-        self.sign_as("sign", message).await
+        self.sign_as("sign", message, Pace::Request).await
     }
 }
 
