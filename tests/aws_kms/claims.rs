@@ -187,7 +187,7 @@ async fn clean_up_goes_on_where_it_stopped() {
     let mut owned = Owned::default();
     owned.add(&keyring(&"l".repeat(32)));
     let later = SystemClock.wall() + Span::from_secs(2 * 86_400);
-    scene.backend.clean_up(&"i".repeat(32), &owned, later).await.err().expect("the second page cannot be read");
+    scene.backend.clean_up(&"i".repeat(32), &owned, later).await.expect_err("the second page cannot be read");
     scene.proxy.forget_calls();
     let rest = scene.clean_up().await;
     assert_eq!((rest.examined, rest.scheduled, scene.proxy.count("ListKeys")), (11, 1, 1));
