@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use jwksd::backend::local::LocalBackend;
-use jwksd::backend::{Backend, BackendError, CreatedKey, KeyIdentity, Signer, StoredKey};
+use jwksd::backend::{Backend, BackendError, CreatedKey, KeyIdentity, RemoteSigner, Signer, StoredKey};
 use jwksd::clock::{Clock, ManualClock, TrustedClock};
-use jwksd::engine::{Declared, Engine, KeysetCell, Settings};
+use jwksd::engine::{Declared, Engine, KeysetCell, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
@@ -24,7 +25,7 @@ use jwksd::store::Store;
 use jwksd::store::file::FileStore;
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
-use jwksd::telemetry::metrics::Metrics;
+use jwksd::telemetry::metrics::{Metrics, SigningFailure};
 
 /// Answers as the local backend does, until it hangs.
 struct Hanging {
@@ -59,6 +60,9 @@ impl Backend for Hanging {
     }
 
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
+        if self.name == MUTE {
+            return Ok(Signer::Remote(Arc::new(Mute)));
+        }
         self.local.open(key).await
     }
 
@@ -66,6 +70,18 @@ impl Backend for Hanging {
         self.perhaps_hang().await;
         self.destroyed.fetch_add(1, Ordering::SeqCst);
         self.local.destroy(key).await
+    }
+}
+
+/// A backend whose signatures never come.
+const MUTE: &str = "mute";
+
+struct Mute;
+
+#[async_trait]
+impl RemoteSigner for Mute {
+    async fn sign(&self, _message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        std::future::pending().await
     }
 }
 
@@ -237,4 +253,32 @@ async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
     let site = Site::open(store, key, clock, "elsewhere").await;
     site.pass(Span::HOUR.times(3)).await;
     site.until("destruction at once", |site| site.backend.destroyed.load(Ordering::SeqCst) > 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn signatures_that_never_come_are_bounded_in_number_and_time() {
+    const ASKED: usize = 1_200;
+    let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
+    let site = Site::open(Arc::new(MemoryStore::new()), Arc::new(FileKey::ephemeral()), clock, MUTE).await;
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..ASKED {
+        let (engine, cell) = (site.engine.clone(), site.cell.clone());
+        asked.spawn(async move {
+            let request = parse_request(br#"{"claims":{"sub":"someone","aud":"somewhere"}}"#).unwrap();
+            engine.sign(&cell, &request, None, "test").await.map(|_| ())
+        });
+    }
+    let (mut overload, mut late) = (0, 0);
+    while let Some(answer) = asked.join_next().await {
+        match answer.unwrap() {
+            Err(SignFailure::Ours { reason: SigningFailure::Overload, .. }) => {
+                assert_eq!(late, 0, "whoever finds the queue full is told at once");
+                overload += 1;
+            }
+            Err(SignFailure::Ours { reason: SigningFailure::BackendTimeout, .. }) => late += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((overload, late), (ASKED - 1_024, 1_024));
+    assert!(site.cell.issuer.document.load().is_some(), "the keys stay published");
 }
