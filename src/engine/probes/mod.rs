@@ -183,11 +183,15 @@ impl Engine {
             let issuers: Vec<_> = self.directory().issuers.clone();
             let asked = issuers.iter().filter(|issuer| !issuer.policy.load().probes.is_empty());
             let interval = asked.map(|issuer| interval(&issuer.policy.load())).min();
-            for issuer in &issuers {
-                tokio::select! {
-                    () = self.sample(issuer, &fetch) => {}
-                    () = cancel.cancelled() => return,
-                }
+            // Side by side: an issuer whose probes hang must not thin out the samples of another.
+            let mut samples = JoinSet::new();
+            for issuer in issuers {
+                let (engine, fetch) = (self.clone(), fetch.clone());
+                samples.spawn(async move { engine.sample(&issuer, &fetch).await });
+            }
+            tokio::select! {
+                () = all(&mut samples) => {}
+                () = cancel.cancelled() => return,
             }
             let pause = async {
                 match interval {
@@ -265,6 +269,14 @@ impl Engine {
         let directory = self.directory();
         let cells = directory.order.iter().filter(|cell| std::ptr::eq(cell.issuer.as_ref(), issuer));
         cells.map(|cell| cell.snapshot.load().keyring.clone()).collect()
+    }
+}
+
+async fn all(samples: &mut JoinSet<()>) {
+    while let Some(done) = samples.join_next().await {
+        if let Err(error) = done {
+            tracing::error!(%error, "a sample of an issuer's probes was aborted; the next turn tries again");
+        }
     }
 }
 
