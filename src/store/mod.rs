@@ -4,11 +4,14 @@ pub mod file;
 pub mod ledger;
 pub mod memory;
 pub mod record;
+pub mod shared;
+pub mod split;
 
 use std::fmt;
 
 use async_trait::async_trait;
 
+use self::shared::SharedStore;
 use crate::keyring::name::Name;
 
 /// A stored document.
@@ -26,6 +29,16 @@ pub enum Document {
     SeenInstallation,
     /// When this replica last published, and since when without a long silence.
     Alive,
+}
+
+impl Document {
+    /// Whether it belongs to the installation as a whole. The others are what one replica remembers for itself.
+    pub const fn is_shared(&self) -> bool {
+        match self {
+            Document::Initialising | Document::Installation | Document::Keyring(_) => true,
+            Document::Seen(_) | Document::SeenInstallation | Document::Alive => false,
+        }
+    }
 }
 
 impl fmt::Display for Document {
@@ -71,6 +84,26 @@ pub trait Store: Send + Sync + 'static {
 
     /// The keysets that have a keyring, in order of name.
     async fn keysets(&self) -> Result<Vec<Name>, StoreError>;
+
+    /// Remembers a shared document that was found good, for a start while the store cannot be reached. A store that is
+    /// always at hand has no use for that.
+    async fn keep(&self, _document: &Document, _bytes: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// What several replicas can do with it; `None` for a store that only one daemon uses.
+    fn shared(&self) -> Option<&dyn SharedStore> {
+        None
+    }
+}
+
+/// Replaces a document whatever it holds: for what only ever one writer changes.
+pub(crate) async fn overwrite(store: &dyn Store, document: &Document, bytes: &[u8]) -> Result<(), StoreError> {
+    let current = store.read(document).await?.map(|bytes| Digest::of(&bytes));
+    if current == Some(Digest::of(bytes)) {
+        return Ok(());
+    }
+    store.replace(document, current, bytes).await
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -26,9 +26,9 @@ pub use self::seen::Mark;
 pub use self::unauthenticated::Unauthenticated;
 
 use self::installation::{Place, unwrap_data_keys};
-use self::seen::{Position, SeenMark, overwrite};
+use self::seen::{Position, SeenMark};
 use super::record::{Header, Kind, OpenedRecord, RecordProblem, UnverifiedRecord, open_record, seal_record};
-use super::{Digest, Document, Store, StoreError};
+use super::{Digest, Document, Store, StoreError, overwrite};
 use crate::keyring::change::SYSTEM;
 use crate::keyring::name::Name;
 use crate::keyring::record::{Journal, Keyring};

@@ -6,7 +6,7 @@ use super::{INSTALLATION, LedgerError};
 use crate::keyring::name::Name;
 use crate::seal::data_keys::DataKeys;
 use crate::store::record::{Header, Kind, OpenedRecord, UnverifiedRecord, open_record, seal_record};
-use crate::store::{Digest, Document, Store, StoreError};
+use crate::store::{Digest, Document, Store, StoreError, overwrite};
 
 /// Whether the mark of a record says what was read or written.
 ///
@@ -160,13 +160,4 @@ pub(super) async fn claimed_mark(
 
 fn digest_of(location: String, body: &Body) -> Result<Digest, LedgerError> {
     Digest::from_base64url(&body.digest).ok_or(LedgerError::Inconsistent { location, problem: "its digest is not one" })
-}
-
-/// Replaces a document whatever it holds: for marks, which only ever one writer changes.
-pub(super) async fn overwrite(store: &dyn Store, document: &Document, bytes: &[u8]) -> Result<(), StoreError> {
-    let current = store.read(document).await?.map(|bytes| Digest::of(&bytes));
-    if current == Some(Digest::of(bytes)) {
-        return Ok(());
-    }
-    store.replace(document, current, bytes).await
 }
