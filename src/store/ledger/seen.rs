@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{INSTALLATION, LedgerError};
 use crate::keyring::name::Name;
+use crate::keyring::record::Superseded;
 use crate::seal::data_keys::DataKeys;
 use crate::store::record::{Header, Kind, OpenedRecord, UnverifiedRecord, open_record, seal_record};
 use crate::store::{Digest, Document, Store, StoreError, overwrite};
@@ -79,9 +80,10 @@ impl<'a> SeenMark<'a> {
 
     /// Refuses a record that is older than the mark or another one of its generation; moves the mark to a newer one.
     /// Without a mark any record is accepted: marks of a shared store are each replica's own.
-    pub async fn admit(&self, record: &Position) -> Result<Mark, LedgerError> {
+    /// A record of another history is accepted if that goes on from the marked one (`supersedes`).
+    pub async fn admit(&self, record: &Position, supersedes: &[Superseded]) -> Result<Mark, LedgerError> {
         let Some(seen) = self.read().await? else { return Ok(self.advance(record).await) };
-        match judge(&self.location, &seen, record)? {
+        match judge(&self.location, &seen, record, supersedes)? {
             Place::Same => Ok(Mark::Current),
             Place::Newer => Ok(self.advance(record).await),
         }
@@ -126,9 +128,18 @@ pub(super) enum Place {
 }
 
 /// Refuses a record that is older than the mark, or another one of its generation or history.
-pub(super) fn judge(location: &str, seen: &Position, record: &Position) -> Result<Place, LedgerError> {
+pub(super) fn judge(
+    location: &str,
+    seen: &Position,
+    record: &Position,
+    supersedes: &[Superseded],
+) -> Result<Place, LedgerError> {
     let (location, generation) = (location.to_owned(), record.generation);
     if seen.lineage != record.lineage {
+        let goes_on = |former: &Superseded| former.lineage == seen.lineage && former.generation >= seen.generation;
+        if supersedes.iter().any(goes_on) {
+            return Ok(Place::Newer);
+        }
         let (found, expected) = (record.lineage.clone(), seen.lineage.clone());
         return Err(LedgerError::OtherLineage { location, found, expected });
     }
