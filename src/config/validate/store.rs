@@ -32,7 +32,8 @@ const DATABASE_URL: SecretKeys = SecretKeys {
     file: "url_file",
     env: "url_env",
     noun: "the database's URL",
-    inline: &["url", "dsn", "user", "password", "secret"],
+    example: "DATABASE_URL",
+    inline: &["url", "dsn", "user", "password", "token", "secret"],
 };
 
 /// The kinds of store, before anything else about them is known.
@@ -288,4 +289,21 @@ pub(super) fn folders(store: &Store) -> impl Iterator<Item = (&'static str, &Pat
     let own = store.file_path().map(|path| ("store.path", path));
     let state = store.state_path.as_ref().map(|path| ("store.state_path", path));
     own.into_iter().chain(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemas_are_plain_identifiers() {
+        for good in ["jwksd", "_", "a", "auth_2", "public", &"a".repeat(63)] {
+            assert!(check_schema(good).is_ok(), "{good} was refused");
+        }
+        for bad in
+            ["2a", "a-b", "A", "a b", "a\"", "a;drop", "ä", "pg_catalog", "information_schema", &"a".repeat(64), ""]
+        {
+            assert!(check_schema(bad).is_err(), "{bad} was accepted");
+        }
+    }
 }
