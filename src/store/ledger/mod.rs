@@ -143,7 +143,7 @@ impl Ledger {
         let claimed: Installation = unverified.unverified_body(&location)?;
         let keys = unwrap_data_keys(&location, &claimed, keks).await?;
         let record = unverified.authenticate(&location, &keys)?;
-        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed).await?;
+        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
         if store.read(&Document::Initialising).await?.is_some() {
             // The crash came after the last step but this.
@@ -265,7 +265,7 @@ impl Ledger {
         let (bytes, position) = self.prepare(current, next)?;
         let document = Document::Keyring(next.keyset.clone());
         self.store.replace(&document, current.map(|loaded| loaded.digest), &bytes).await?;
-        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position).await;
+        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position, &bytes).await;
         Ok(Loaded { keyring: next.clone(), digest: position.digest, mark })
     }
 
@@ -326,7 +326,7 @@ impl Ledger {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
-        let mark = mark.admit(&Position::of(&record)).await?;
+        let mark = mark.admit(&Position::of(&record), &bytes).await?;
         Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
     }
 
@@ -394,7 +394,7 @@ impl Ledger {
             self.installation.store(Arc::new(found));
             return if written { Ok(Amended::At { generation }) } else { Err(error.into()) };
         }
-        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position).await;
+        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position, &bytes).await;
         self.installation.store(Arc::new(StoredInstallation { body: Arc::new(next), position, mark }));
         Ok(Amended::At { generation })
     }
@@ -405,7 +405,7 @@ impl Ledger {
         let bytes = self.store.read(&Document::Installation).await?.ok_or_else(lost)?;
         let record = open_record(&location, &bytes, Kind::Installation, INSTALLATION, &self.keys)?;
         let body = record.body(&location)?;
-        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body).await
+        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body, &bytes).await
     }
 }
 
@@ -415,9 +415,10 @@ impl StoredInstallation {
         keys: &DataKeys,
         record: &OpenedRecord<'_>,
         body: Installation,
+        bytes: &[u8],
     ) -> Result<Self, LedgerError> {
         let position = Position::of(record);
-        let mark = SeenMark::of_installation(store, keys).admit(&position).await?;
+        let mark = SeenMark::of_installation(store, keys).admit(&position, bytes).await?;
         Ok(StoredInstallation { body: Arc::new(body), position, mark })
     }
 }
