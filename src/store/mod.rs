@@ -4,8 +4,11 @@ pub mod file;
 pub mod ledger;
 pub mod memory;
 pub mod record;
+pub mod relay;
 pub mod shared;
 pub mod split;
+pub mod upstream;
+pub mod wire;
 
 use std::fmt;
 
