@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 12] = [
     &["seal"],
     &["telemetry"],
     &["aws_kms"],
-    &["config", "clock"],
+    &["config", "clock", "outbound"],
     &["keyring"],
 ];
 

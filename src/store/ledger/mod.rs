@@ -151,11 +151,12 @@ impl Ledger {
         let claimed: Installation = unverified.unverified_body(&location)?;
         let keys = unwrap_data_keys(&location, &claimed, keks).await?;
         let record = unverified.authenticate(&location, &keys)?;
-        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed).await?;
+        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        if store.read(&Document::Initialising).await?.is_some() {
-            // The crash came after the last step but this.
-            store.remove(&Document::Initialising).await?;
+        match end_initialisation(store.as_ref()).await {
+            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
+            Err(_) if store.shared().is_some() => {}
+            ended => ended?,
         }
         Ok(Ledger {
             store,
@@ -292,7 +293,7 @@ impl Ledger {
         let document = Document::Keyring(next.keyset.clone());
         let replaced = self.store.replace(&document, current.map(|loaded| loaded.digest), &bytes).await;
         replaced.map_err(|error| self.lost_race(error))?;
-        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position).await;
+        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position, &bytes).await;
         Ok(Loaded { keyring: next.clone(), digest: position.digest, mark })
     }
 
@@ -363,7 +364,7 @@ impl Ledger {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
-        let mark = mark.admit(&Position::of(&record), &keyring.supersedes).await?;
+        let mark = mark.admit(&Position::of(&record), &keyring.supersedes, &bytes).await?;
         Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
     }
 
@@ -447,7 +448,7 @@ impl Ledger {
             self.installation.store(Arc::new(found));
             return if written { Ok(Amended::At { generation }) } else { Err(self.lost_race(error)) };
         }
-        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position).await;
+        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position, &bytes).await;
         self.installation.store(Arc::new(StoredInstallation { body: Arc::new(next), position, mark }));
         Ok(Amended::At { generation })
     }
@@ -458,7 +459,7 @@ impl Ledger {
         let bytes = self.store.read(&Document::Installation).await?.ok_or_else(lost)?;
         let record = open_record(&location, &bytes, Kind::Installation, INSTALLATION, &self.keys)?;
         let body = record.body(&location)?;
-        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body).await
+        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body, &bytes).await
     }
 }
 
@@ -468,9 +469,10 @@ impl StoredInstallation {
         keys: &DataKeys,
         record: &OpenedRecord<'_>,
         body: Installation,
+        bytes: &[u8],
     ) -> Result<Self, LedgerError> {
         let position = Position::of(record);
-        let mark = SeenMark::of_installation(store, keys).admit(&position, &body.supersedes).await?;
+        let mark = SeenMark::of_installation(store, keys).admit(&position, &body.supersedes, bytes).await?;
         Ok(StoredInstallation { body: Arc::new(body), position, mark })
     }
 }
@@ -496,6 +498,14 @@ impl Installation {
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ledger").field("store", &self.store.kind()).field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// The crash may have come after the last step but this.
+async fn end_initialisation(store: &dyn Store) -> Result<(), StoreError> {
+    match store.read(&Document::Initialising).await? {
+        Some(_) => store.remove(&Document::Initialising).await,
+        None => Ok(()),
     }
 }
 
