@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Credentials};
 use super::{declared, explained, settings, tls_files, tolerance};
-use crate::config::{Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_needed};
+use crate::config::{
+    Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_first, restart_needed,
+};
 use crate::engine::{Engine, chain};
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
@@ -118,6 +120,10 @@ impl Reloader {
         let other = loaded.config != running.config;
         if other && !loaded.timing.is_empty() {
             return Err(loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect());
+        }
+        let unfit = restart_first(&running.started, &loaded.config);
+        if !unfit.is_empty() {
+            return Err(unfit);
         }
         let fresh = self.read(&loaded.config, &running.started)?;
         if other {
