@@ -23,7 +23,7 @@ use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, Source};
 use crate::engine::probes::HttpsFetch;
-use crate::engine::{Declared, Engine, Records, Settings, StartError};
+use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
@@ -385,6 +385,8 @@ fn settings(config: &Config) -> Settings {
         sign_deadline: config.signer.as_ref().map_or(Span::SECOND.times(2), |signer| signer.sign_deadline),
         audit_signatures: config.log.signatures,
         pool_size: std::thread::available_parallelism().map_or(1, usize::from),
+        role: ReplicaRole::All,
+        publishes: true,
     }
 }
 

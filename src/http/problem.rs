@@ -282,6 +282,8 @@ problem_types! {
         "One more key would break the limit of keys in a JWKS; wait until a retiring key leaves or revoke one.";
     KeysetDrained "keyset-drained" 409 "Keyset drained"
         "The keyset has been drained: it signs no more and makes no new keys.";
+    ReadOnlyReplica "read-only-replica" 409 "Read-only replica"
+        "This replica only reads the keyrings; ask a manager.";
     KeysetFrozen "keyset-frozen" 409 "Keyset frozen"
         "The keyset's record cannot be trusted, so nothing may change; see its alarms.";
     KeysetDegraded "keyset-degraded" 409 "Keyset degraded"

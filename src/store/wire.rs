@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Document;
 use super::shared::Report;
 use crate::keyring::name::Name;
+use crate::keyring::time::Timestamp;
 
 /// Where records are: the index here, each record below.
 pub const RECORDS: &str = "/v1/records";
@@ -76,17 +77,21 @@ pub struct ReportBody {
     /// Of each keyring that it shows.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub generations: BTreeMap<Name, u64>,
+    /// By URL of each issuer that it publishes: since when without a long silence.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub resumed: BTreeMap<String, Timestamp>,
 }
 
 impl ReportBody {
     pub fn of(report: &Report) -> Self {
-        let Report { role, version, publishes, generations, .. } = report.clone();
-        ReportBody { role, version, publishes, generations }
+        let Report { replica: _, role, version, publishes, generations, resumed } = report.clone();
+        ReportBody { role, version, publishes, generations, resumed }
     }
 
     pub fn into_report(self, replica: String) -> Report {
-        let ReportBody { role, version, publishes, generations } = self;
-        Report { replica, role, version, publishes, generations }
+        let ReportBody { role, version, publishes, generations, resumed } = self;
+        Report { replica, role, version, publishes, generations, resumed }
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{INSTALLATION, LedgerError};
 use crate::keyring::name::Name;
+use crate::keyring::record::Superseded;
 use crate::seal::data_keys::DataKeys;
 use crate::store::record::{Header, Kind, OpenedRecord, UnverifiedRecord, open_record, seal_record};
 use crate::store::{Digest, Document, Store, StoreError, overwrite};
@@ -91,11 +92,12 @@ impl<'a> SeenMark<'a> {
     }
 
     /// Refuses a record that is older than the mark or another one of its generation; moves the mark to a newer one.
-    /// Without a mark any record is accepted: marks of a shared store are each replica's own. `bytes` are the record's:
-    /// what is admitted is what the store may [`keep`](Store::keep).
-    pub async fn admit(&self, record: &Position, bytes: &[u8]) -> Result<Mark, LedgerError> {
+    /// Without a mark any record is accepted: marks of a shared store are each replica's own.
+    /// A record of another history is accepted if that goes on from the marked one (`supersedes`). `bytes` are the
+    /// record's: what is admitted is what the store may [`keep`](Store::keep).
+    pub async fn admit(&self, record: &Position, supersedes: &[Superseded], bytes: &[u8]) -> Result<Mark, LedgerError> {
         let Some(seen) = self.read().await? else { return Ok(self.advance(record, bytes).await) };
-        match judge(&self.location, &seen, record)? {
+        match judge(&self.location, &seen, record, supersedes)? {
             Place::Same => Ok(Mark::of(self.keep(bytes).await)),
             Place::Newer => Ok(self.advance(record, bytes).await),
         }
@@ -144,9 +146,18 @@ pub(super) enum Place {
 }
 
 /// Refuses a record that is older than the mark, or another one of its generation or history.
-pub(super) fn judge(location: &str, seen: &Position, record: &Position) -> Result<Place, LedgerError> {
+pub(super) fn judge(
+    location: &str,
+    seen: &Position,
+    record: &Position,
+    supersedes: &[Superseded],
+) -> Result<Place, LedgerError> {
     let (location, generation) = (location.to_owned(), record.generation);
     if seen.lineage != record.lineage {
+        let goes_on = |former: &Superseded| former.lineage == seen.lineage && former.generation >= seen.generation;
+        if supersedes.iter().any(goes_on) {
+            return Ok(Place::Newer);
+        }
         let (found, expected) = (record.lineage.clone(), seen.lineage.clone());
         return Err(LedgerError::OtherLineage { location, found, expected });
     }
