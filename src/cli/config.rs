@@ -38,9 +38,13 @@ pub(super) fn check(global: &Global) -> Outcome {
                 })
             })
             .collect();
-        print_json(&json!({ "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "keysets": derived }));
+        print_json(&json!({
+            "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "role": loaded.config.role.as_str(),
+            "store": loaded.config.store.kind.as_str(), "keysets": derived,
+        }));
     } else {
         println!("{} is {}", loaded.origin, if errors.is_empty() { "valid" } else { "not valid" });
+        println!("role {}, store {}", loaded.config.role, loaded.config.store.kind);
         for (keyset, derived) in &keysets {
             let policy = &keyset.policy;
             println!("\n{}  {}  {}", keyset.name, policy.algorithm, policy.issuer.url);

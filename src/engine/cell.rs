@@ -38,6 +38,8 @@ pub struct KeysetCell {
     pub(super) confirmed: AtomicI64,
     /// The last write was this process's: it goes on, and other replicas let it.
     pub(super) leads: AtomicBool,
+    /// Boot time until which this process lets others take the next step, in milliseconds; 0: it has not begun to wait.
+    pub(super) gives_way_until: AtomicI64,
     /// The policy that was stored when this process took its configuration.
     pub(super) base: ArcSwapOption<Policy>,
     /// Waiting keys that other replicas lack, or lacked.

@@ -110,6 +110,7 @@ impl Engine {
     ) -> Result<(Heads, Reading, bool), StoreError> {
         let asked = self.clock.read();
         let heads = shared.heads(known, wait.to_std()).await?;
+        self.thaw_if_right(heads.store_time);
         let got = self.clock.read();
         if self.is_between(heads.store_time, asked.now.max(got.now - QUICK), got.now) {
             return Ok((heads, asked, true));
@@ -119,6 +120,14 @@ impl Engine {
         let heads = shared.heads(known, Duration::ZERO).await?;
         let agrees = self.is_between(heads.store_time, asked.now, self.clock.now());
         Ok((heads, asked, agrees))
+    }
+
+    /// A clock that stepped is trusted again once it agrees with the store's.
+    fn thaw_if_right(&self, store_time: Timestamp) {
+        let wall = self.clock.clock().wall();
+        if self.clock.read().frozen && self.is_between(store_time, wall - QUICK, wall) {
+            self.thaw();
+        }
     }
 
     fn is_between(&self, time: Timestamp, from: Timestamp, to: Timestamp) -> bool {
@@ -248,6 +257,7 @@ impl Engine {
         let next = Arc::new(loaded.keyring.clone());
         writer.stored = Some(loaded);
         cell.leads.store(same, Ordering::Relaxed);
+        cell.gives_way_until.store(0, Ordering::Relaxed);
         let opening = tokio::time::timeout(OPEN_WITHIN, self.ready_signer(cell, &next));
         // A signer that cannot be opened now is opened by the next pass.
         let signer = opening.await.ok().and_then(Result::ok).flatten();

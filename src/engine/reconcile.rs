@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::cell::{KeysetCell, Writer};
+use super::presence::spread;
 use super::snapshot::{ActiveKey, Backoff};
 use crate::backend::{Backend, BackendError, BackendErrorKind};
 use crate::keyring::algorithm::Algorithm;
@@ -52,7 +53,6 @@ pub(super) enum CommitError {
 impl Engine {
     /// Brings one keyset to where it should be now. Safe to call at any time, from anywhere, again and again.
     pub async fn reconcile(self: &Arc<Self>, cell: &Arc<KeysetCell>) -> Rest {
-        let mut deferred = false;
         for _ in 0..STEPS_MAX {
             if self.stopping.load(Ordering::Relaxed) || self.is_sealed() {
                 return Rest::Until(None);
@@ -79,10 +79,10 @@ impl Engine {
                 return Rest::Until(self.look_after_remote(cell, None));
             }
             let plan = plan(&snapshot.keyring, &self.facts(cell, &snapshot));
-            if plan.step.is_some() && !deferred && self.is_shared() && !cell.leads.load(Ordering::Relaxed) {
-                deferred = true;
-                self.let_others_go_first(cell).await;
-                continue;
+            if plan.step.is_some()
+                && let Some(wait) = self.lets_others_go_first(cell)
+            {
+                return Rest::Retry(wait);
             }
             let outcome = match plan.step {
                 None => {
@@ -105,11 +105,22 @@ impl Engine {
         Rest::Retry(RETRY_MIN)
     }
 
-    /// Whoever wrote last goes on; the others give it a moment, each another one, and mostly find the step done.
-    async fn let_others_go_first(&self, cell: &KeysetCell) {
-        let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
-        let most = Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX);
-        self.clock.clock().sleep(super::presence::spread(most)).await;
+    /// Whoever wrote last goes on; the others give it a moment, each another one, and mostly find the step done. How much
+    /// longer this one waits.
+    fn lets_others_go_first(&self, cell: &KeysetCell) -> Option<Span> {
+        // At a start others are starting too, and what is missing is wanted now.
+        if !self.is_shared() || !self.is_open() || cell.leads.load(Ordering::Relaxed) {
+            return None;
+        }
+        let boot = self.clock.boot();
+        let until = Span::from_millis(cell.gives_way_until.load(Ordering::Relaxed));
+        if until.is_zero() {
+            let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
+            let wait = spread(Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
+            cell.gives_way_until.store((boot + wait).as_millis(), Ordering::Relaxed);
+            return Some(wait);
+        }
+        Some(until.saturating_sub(boot)).filter(|left| !left.is_zero())
     }
 
     /// Has a backend work on `step`, which may take long or for ever. What becomes due meanwhile does not wait for it: a

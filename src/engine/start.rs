@@ -327,6 +327,7 @@ impl Engine {
             uncertain: AtomicBool::new(false),
             confirmed: AtomicI64::new(if self.is_shared() { i64::MIN } else { i64::MAX }),
             leads: AtomicBool::new(false),
+            gives_way_until: AtomicI64::new(0),
             base: ArcSwapOption::empty(),
             laggards: std::sync::Mutex::default(),
             name,
