@@ -78,14 +78,14 @@ pub struct ReportBody {
     #[schema(value_type = BTreeMap<String, u64>)]
     pub generations: BTreeMap<Name, u64>,
     /// By URL of each issuer that it publishes: since when without a long silence.
-    #[schema(value_type = BTreeMap<String, String>)]
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub resumed: BTreeMap<String, Timestamp>,
 }
 
 impl ReportBody {
     pub fn of(report: &Report) -> Self {
-        let Report { role, version, publishes, generations, resumed, .. } = report.clone();
+        let Report { replica: _, role, version, publishes, generations, resumed } = report.clone();
         ReportBody { role, version, publishes, generations, resumed }
     }
 

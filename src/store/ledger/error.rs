@@ -96,6 +96,7 @@ impl LedgerError {
         match self {
             LedgerError::Record(error) => !error.problem.is_of_writing(),
             LedgerError::Store(StoreError::Conflict { .. })
+            | LedgerError::Store(StoreError::Disputed { .. })
             | LedgerError::Missing { .. }
             | LedgerError::Unlisted { .. }
             | LedgerError::InstallationLost { .. }

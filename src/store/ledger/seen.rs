@@ -92,9 +92,9 @@ impl<'a> SeenMark<'a> {
     }
 
     /// Refuses a record that is older than the mark or another one of its generation; moves the mark to a newer one.
-    /// Without a mark any record is accepted: marks of a shared store are each replica's own. A record of another history
-    /// is accepted if that goes on from the marked one (`supersedes`). `bytes` are the record's: what is admitted is what
-    /// the store may [`keep`](Store::keep).
+    /// Without a mark any record is accepted: marks of a shared store are each replica's own.
+    /// A record of another history is accepted if that goes on from the marked one (`supersedes`). `bytes` are the
+    /// record's: what is admitted is what the store may [`keep`](Store::keep).
     pub async fn admit(&self, record: &Position, supersedes: &[Superseded], bytes: &[u8]) -> Result<Mark, LedgerError> {
         let Some(seen) = self.read().await? else { return Ok(self.advance(record, bytes).await) };
         match judge(&self.location, &seen, record, supersedes)? {

@@ -36,6 +36,8 @@ pub(super) struct Served {
     /// In boot time: when the store held all that is not disputed.
     confirmed: Option<Span>,
     whole: Option<Arc<Index>>,
+    /// Nothing that is missing is about to come.
+    settled: bool,
 }
 
 struct Kept {
@@ -123,8 +125,14 @@ impl Served {
         self.confirmed
     }
 
+    /// `true` if it was not before.
+    pub fn settle(&mut self) -> bool {
+        !std::mem::replace(&mut self.settled, true)
+    }
+
     pub fn index(&mut self, keysets: Option<&[Name]>) -> Result<Arc<Index>, NotAdmitted> {
-        if !self.records.contains_key(&Document::Installation) {
+        self.settled |= self.created.iter().all(|name| self.kept_keyring(name));
+        if !self.settled || !self.records.contains_key(&Document::Installation) {
             return Err(NotAdmitted);
         }
         let Some(keysets) = keysets else {

@@ -70,6 +70,14 @@ impl Relay {
         self.served().record(document)
     }
 
+    /// Everything was read that could be: what is still missing is so until somebody repairs it. Before this only a whole
+    /// set is served.
+    pub fn settle(&self) {
+        if self.served().settle() {
+            self.changed();
+        }
+    }
+
     /// Sees every change of an index.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

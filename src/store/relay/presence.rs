@@ -15,8 +15,8 @@ use crate::store::shared::{Replica, Report, SharedStore};
 /// The most replicas that are remembered.
 pub const MOST_REPLICAS: usize = 10_000;
 
-/// The most generations in all their reports.
-const MOST_GENERATIONS: usize = 1_000_000;
+/// The most entries, of keyrings and issuers, in all their reports.
+const MOST_ENTRIES: usize = 1_000_000;
 
 /// Reports are collected for this long.
 const COLLECT: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ struct State {
     /// To be passed on; where there is nobody to pass them to, all.
     reports: BTreeMap<String, Reported>,
     /// In all of `reports`.
-    generations: usize,
+    entries: usize,
     /// To be told that they left.
     left: BTreeSet<String>,
 }
@@ -85,6 +85,7 @@ impl Presence {
     }
 
     pub async fn pass_on(&self, shared: &dyn SharedStore, stop: CancellationToken) {
+        let mut failing = false;
         loop {
             tokio::select! {
                 () = self.news.notified() => {}
@@ -95,8 +96,14 @@ impl Presence {
             if stop.is_cancelled() {
                 return;
             }
-            if let Err(error) = passed {
+            let failed = passed.is_err();
+            if let Err(error) = passed
+                && !failing
+            {
                 tracing::warn!(%error, "cannot pass on what signers report: it is tried again");
+            }
+            failing = failed;
+            if failed {
                 _ = stop.run_until_cancelled(tokio::time::sleep(RETRY)).await;
                 self.news.notify_one();
             }
@@ -130,12 +137,12 @@ impl Presence {
 
 impl State {
     fn insert(&mut self, report: Report, now: Span) -> Result<(), TooMany> {
-        let size = report.generations.len();
+        let size = entries(&report);
         let is_full = |state: &State| {
             let replaced = state.reports.get(&report.replica);
             let others = state.reports.len() - usize::from(replaced.is_some());
-            let entries = state.generations - replaced.map_or(0, |old| old.report.generations.len());
-            others >= MOST_REPLICAS || entries.saturating_add(size) > MOST_GENERATIONS
+            let entries = state.entries - replaced.map_or(0, |old| entries(&old.report));
+            others >= MOST_REPLICAS || entries.saturating_add(size) > MOST_ENTRIES
         };
         if is_full(self) {
             self.forget_silent(now);
@@ -145,24 +152,24 @@ impl State {
         }
         self.remove(&report.replica);
         self.left.remove(&report.replica);
-        self.generations += size;
+        self.entries += size;
         self.reports.insert(report.replica.clone(), Reported { report, at: now });
         Ok(())
     }
 
     fn remove(&mut self, replica: &str) {
         if let Some(old) = self.reports.remove(replica) {
-            self.generations -= old.report.generations.len();
+            self.entries -= entries(&old.report);
         }
     }
 
     fn forget_silent(&mut self, now: Span) {
         self.reports.retain(|_, reported| now.saturating_sub(reported.at) < FORGOTTEN_AFTER);
-        self.generations = self.reports.values().map(|reported| reported.report.generations.len()).sum();
+        self.entries = self.reports.values().map(|reported| entries(&reported.report)).sum();
     }
 
     fn drain(&mut self) -> (Vec<Reported>, BTreeSet<String>) {
-        self.generations = 0;
+        self.entries = 0;
         (std::mem::take(&mut self.reports).into_values().collect(), std::mem::take(&mut self.left))
     }
 
@@ -180,4 +187,8 @@ impl State {
             }
         }
     }
+}
+
+fn entries(report: &Report) -> usize {
+    report.generations.len().saturating_add(report.resumed.len())
 }

@@ -3,9 +3,9 @@
 mod fault;
 mod line;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,13 +64,15 @@ pub struct UpstreamStore {
     line: Line,
     clock: Arc<dyn Clock>,
     keysets: Option<Vec<Name>>,
+    /// What the manager whose index was taken last serves an older one of, or nothing.
+    disputed: Mutex<BTreeSet<Document>>,
 }
 
 impl UpstreamStore {
     /// Reads token and certificates (blocking); asks nobody yet.
     pub fn open(settings: UpstreamSettings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let keysets = settings.keysets.clone();
-        Ok(UpstreamStore { line: Line::open(settings)?, clock, keysets })
+        Ok(UpstreamStore { line: Line::open(settings)?, clock, keysets, disputed: Mutex::default() })
     }
 
     /// The index of what this replica uses.
@@ -97,7 +99,7 @@ impl UpstreamStore {
         let documents = match answer.status {
             StatusCode::NOT_MODIFIED if known == Some(&revision) => None,
             StatusCode::NOT_MODIFIED => return Err(Fault::Protocol("its 304 is about other records")),
-            StatusCode::OK => Some(documents(&revision, &answer.body, keysets)?),
+            StatusCode::OK => Some(self.take(&revision, &answer.body)?),
             _ => return Err(Fault::refused(&answer)),
         };
         let store_time = Timestamp::parse_rfc3339(header(&answer.headers, wire::STORE_TIME)?);
@@ -106,6 +108,44 @@ impl UpstreamStore {
         let on_its_way = took.saturating_sub(millis(&answer.headers, wire::WAITED)?);
         let age = millis(&answer.headers, wire::AGE)?.as_millis().saturating_add(on_its_way.as_millis());
         Ok(Heads { revision, store_time, age: Span::from_millis(age), documents })
+    }
+
+    /// Takes an index, as far as this replica uses it. A record that the manager cannot vouch for counts as what the store
+    /// has in its place, so that nobody takes an older one for confirmed.
+    fn take(&self, revision: &Revision, body: &[u8]) -> Result<BTreeMap<Document, Digest>, Fault> {
+        if revision.0 != quoted(&Digest::of(body)) {
+            return Err(Fault::Protocol("the index is not the one that its ETag names"));
+        }
+        let (mut documents, mut doubtful) = (BTreeMap::new(), BTreeSet::new());
+        for (document, entry) in entries(body)? {
+            if !self.uses(&document) {
+                continue;
+            }
+            if entry.disputed.is_some() || entry.digest.is_none() {
+                doubtful.insert(document.clone());
+            }
+            let stored = match entry.disputed {
+                Some(disputed) => disputed.stored,
+                None => entry.digest,
+            };
+            let Some(digest) = stored else { continue };
+            let digest = Digest::from_base64url(&digest).ok_or(Fault::Protocol("a digest in its index is none"))?;
+            documents.insert(document, digest);
+        }
+        *self.disputed() = doubtful;
+        Ok(documents)
+    }
+
+    fn uses(&self, document: &Document) -> bool {
+        match (document, &self.keysets) {
+            (Document::Keyring(name), Some(keysets)) => keysets.contains(name),
+            _ => true,
+        }
+    }
+
+    fn disputed(&self) -> MutexGuard<'_, BTreeSet<Document>> {
+        // A panic elsewhere cannot leave the set half changed: it is replaced whole.
+        self.disputed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn record(&self, manager: Url, path: &str) -> Result<Option<Vec<u8>>, Fault> {
@@ -160,6 +200,9 @@ impl Store for UpstreamStore {
     async fn read(&self, document: &Document) -> Result<Option<Vec<u8>>, StoreError> {
         // A manager that serves has long been initialised.
         let Some(path) = wire::path_of(document) else { return Ok(None) };
+        if self.disputed().contains(document) {
+            return Err(StoreError::Disputed { document: self.locate(document) });
+        }
         let read = self.line.ask_each(|manager| self.record(manager, &path)).await;
         read.map_err(|fault| self.unavailable("read", document.to_string(), fault))
     }
@@ -250,29 +293,6 @@ fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Fau
 fn millis(headers: &HeaderMap, name: &'static str) -> Result<Span, Fault> {
     let number: u64 = header(headers, name)?.parse().map_err(|_| Fault::Header(name))?;
     Ok(Span::from_millis(i64::try_from(number).unwrap_or(i64::MAX)))
-}
-
-/// What an index says is stored. A record that the manager disputes counts as what the store has in its place: whoever
-/// holds the last good one is not told that it is current.
-fn documents(revision: &Revision, body: &[u8], keysets: Option<&[Name]>) -> Result<BTreeMap<Document, Digest>, Fault> {
-    if revision.0 != quoted(&Digest::of(body)) {
-        return Err(Fault::Protocol("the index is not the one that its ETag names"));
-    }
-    let wanted = |document: &Document| match (document, keysets) {
-        (Document::Keyring(name), Some(keysets)) => keysets.contains(name),
-        _ => true,
-    };
-    let mut documents = BTreeMap::new();
-    for (document, entry) in entries(body)? {
-        let stored = match entry.disputed {
-            Some(disputed) => disputed.stored,
-            None => entry.digest,
-        };
-        let Some(digest) = stored.filter(|_| wanted(&document)) else { continue };
-        let digest = Digest::from_base64url(&digest).ok_or(Fault::Protocol("a digest in its index is none"))?;
-        documents.insert(document, digest);
-    }
-    Ok(documents)
 }
 
 /// The entries of an index by document; what a later release adds is passed over.
