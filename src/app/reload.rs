@@ -130,7 +130,9 @@ impl Reloader {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
             self.engine.set_settings(settings(&loaded.config));
-            self.engine.clock.set_tolerance(tolerance(&loaded.config));
+            if !self.engine.is_reader() {
+                self.engine.clock.set_tolerance(tolerance(&loaded.config));
+            }
             self.engine.schedule();
         }
         let renewed = self.put_in_force(fresh);
