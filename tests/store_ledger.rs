@@ -120,6 +120,7 @@ fn keyring(keyset: &Name, lineage: &str, keys: &DataKeys) -> Keyring {
         generation: 1,
         written_at: at(0),
         policy: policy(),
+        born: None,
         supersedes: Vec::new(),
         first: true,
         keys: vec![key(keyset, 1, keys), key(keyset, 2, keys), remote],

@@ -80,7 +80,7 @@ pub(super) fn reseal(global: &Global) -> Outcome {
         let bind = |keyring: &Keyring, key: &Key, keys: &DataKeys| {
             let identity = KeyIdentity {
                 installation: keys.installation().to_owned(),
-                lineage: keyring.lineage.clone(),
+                lineage: keyring.key_lineage().to_owned(),
                 keyset: keyring.keyset.clone(),
                 serial: key.serial,
             };

@@ -330,7 +330,7 @@ impl Engine {
     fn identity(&self, keyring: &Keyring, serial: u64) -> KeyIdentity {
         KeyIdentity {
             installation: self.installation().map(|installation| installation.id.clone()).unwrap_or_default(),
-            lineage: keyring.lineage.clone(),
+            lineage: keyring.key_lineage().to_owned(),
             keyset: keyring.keyset.clone(),
             serial,
         }

@@ -123,6 +123,7 @@ impl Keyring {
             generation: 0,
             written_at: now,
             policy,
+            born: None,
             supersedes: Vec::new(),
             first,
             keys: Vec::new(),
@@ -136,6 +137,11 @@ impl Keyring {
             floors: Vec::new(),
             journal: Journal::default(),
         }
+    }
+
+    /// The lineage that private keys are bound to: the one that the keyset began with.
+    pub fn key_lineage(&self) -> &str {
+        self.born.as_deref().unwrap_or(&self.lineage)
     }
 
     pub fn active(&self) -> Option<&Key> {

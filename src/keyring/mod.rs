@@ -17,6 +17,7 @@ pub mod plan;
 pub mod policy;
 pub mod publication;
 pub mod record;
+pub mod recover;
 pub mod schedule;
 pub mod time;
 pub mod timing;

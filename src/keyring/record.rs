@@ -25,6 +25,9 @@ pub struct Keyring {
     pub written_at: Timestamp,
     /// The policy in force, which a broken or missing configuration leaves as it is.
     pub policy: Policy,
+    /// The lineage that its private keys are bound to, where that is a former one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born: Option<String>,
     /// Histories that this one goes on from, after a recovery.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub supersedes: Vec<Superseded>,

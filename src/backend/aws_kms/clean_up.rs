@@ -36,7 +36,7 @@ pub struct Owned {
 impl Owned {
     /// Notes a keyring, whatever its backend is now.
     pub fn add(&mut self, keyring: &Keyring) {
-        self.lineages.insert(keyring.keyset.clone(), keyring.lineage.clone());
+        self.lineages.insert(keyring.keyset.clone(), keyring.key_lineage().to_owned());
         let handles = keyring.keys.iter().filter_map(|key| key.private.as_ref());
         self.referenced.extend(handles.filter_map(|private| arn_in(&private.handle)).map(str::to_owned));
     }

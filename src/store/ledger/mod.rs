@@ -7,6 +7,7 @@
 mod error;
 mod initialise;
 mod installation;
+mod recover;
 mod reseal;
 mod seen;
 mod unauthenticated;
@@ -21,6 +22,7 @@ use tokio::sync::Mutex;
 pub use self::error::LedgerError;
 pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
+pub use self::recover::{Evidence, RecoverError, RecoveredKeyset, RecoveryOutcome, RecoveryRequest, recover_store};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
 pub use self::unauthenticated::Unauthenticated;

@@ -1,0 +1,371 @@
+//! `jwksd recover`: one history of several, after a store went backwards or two writers diverged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::installation::unwrap_data_keys;
+use super::seen::{Position, SeenMark, claimed_mark};
+use super::{INSTALLATION, Installation, LedgerError, header};
+use crate::keyring::name::Name;
+use crate::keyring::record::{Keyring, Superseded};
+use crate::keyring::recover::{Recovered, Recovery, ServedKey, recover};
+use crate::keyring::time::{Span, Timestamp};
+use crate::seal::KeyEncryptionKey;
+use crate::seal::cipher::random_id;
+use crate::seal::data_keys::DataKeys;
+use crate::store::record::{Kind, UnverifiedRecord, open_record, seal_record};
+use crate::store::{Digest, Document, Store, StoreError};
+
+/// Replicas that reported within this are asked what they saw.
+const REPORTED_WITHIN: Span = Span::DAY;
+
+/// Records beside the store's own.
+pub struct Evidence {
+    pub store: Arc<dyn Store>,
+    /// Where they are, for people.
+    pub label: String,
+}
+
+/// What is asked of a recovery.
+pub struct RecoveryRequest<'a> {
+    pub evidence: &'a [Evidence],
+    /// By keyset: what verifiers are served today.
+    pub served: &'a BTreeMap<Name, Vec<ServedKey>>,
+    /// Go on although somebody saw more than there are records of.
+    pub lose_newer: bool,
+    pub dry_run: bool,
+    pub actor: &'a str,
+    pub reason: Option<&'a str>,
+    pub now: Timestamp,
+}
+
+/// What a recovery did, or would do.
+pub struct RecoveryOutcome {
+    /// Keysets with a new history, in order of name.
+    pub keysets: Vec<RecoveredKeyset>,
+    /// Records that could not be used, and why.
+    pub unusable: Vec<String>,
+}
+
+pub struct RecoveredKeyset {
+    pub recovered: Recovered,
+    /// Where the history is that it goes on from.
+    pub base: String,
+}
+
+/// Why there was no recovery. Nothing was written, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error("there is no installation's record that the configured seal opens: give a copy of the store with --from")]
+    NoInstallation,
+    #[error("{label} is of the installation {found}, the store of {expected}: leave it out")]
+    OtherInstallation { label: String, found: String, expected: String },
+    #[error(
+        "the keyset `{keyset}` has no record that can be read, neither in the store nor in what --from names; give a copy \
+         that has one, or repeat with --lose-newer to leave the keyset out"
+    )]
+    NoRecord { keyset: Name },
+    #[error(
+        "{who} saw generation {seen} of the keyset `{keyset}`, and the newest record is generation {newest}: give a copy of \
+         what it saw with --from, or what it serves with --jwks; --lose-newer goes on without"
+    )]
+    NewerSeen { keyset: Name, who: String, seen: u64, newest: u64 },
+}
+
+impl From<StoreError> for RecoverError {
+    fn from(error: StoreError) -> Self {
+        RecoverError::Ledger(error.into())
+    }
+}
+
+/// The installations found, and the keys that open them.
+struct Opened {
+    keys: DataKeys,
+    /// With where each was found; the store's own first, if it is there.
+    installations: Vec<(Installation, Position)>,
+    /// Of the bytes in the store: what is replaced.
+    stored: Option<Digest>,
+    /// The store's own is readable.
+    own: bool,
+}
+
+/// The histories of one keyset.
+#[derive(Default)]
+struct Histories {
+    keyrings: Vec<Keyring>,
+    labels: Vec<String>,
+    /// Of the bytes in the store.
+    stored: Option<Digest>,
+    /// The store's own record is readable.
+    own: bool,
+    seen: Vec<(String, Superseded)>,
+}
+
+/// Merges what the store and the evidence hold and writes it as new histories, of the keysets for which the store does
+/// not hold the newest. Repeating it after a crash finishes it.
+pub async fn recover_store(
+    store: Arc<dyn Store>,
+    keks: &[Arc<dyn KeyEncryptionKey>],
+    request: &RecoveryRequest<'_>,
+) -> Result<RecoveryOutcome, RecoverError> {
+    let mut unusable = Vec::new();
+    let opened = open_installations(store.as_ref(), keks, request, &mut unusable).await?;
+    let mut installation = merged(&opened.installations).ok_or(RecoverError::NoInstallation)?;
+    let reports = match store.shared() {
+        Some(shared) => shared.replicas(REPORTED_WITHIN).await?,
+        None => Vec::new(),
+    };
+    let mut recovered: BTreeMap<Name, (Option<Digest>, RecoveredKeyset)> = BTreeMap::new();
+    for (name, entry) in &mut installation.keysets {
+        let mut histories = histories_of(name, store.as_ref(), request, &opened.keys, &mut unusable).await?;
+        for replica in &reports {
+            let generation = replica.report.generations.get(name).copied().unwrap_or(0);
+            let who = format!("the replica {}", replica.report.replica);
+            histories.seen.push((who, Superseded { lineage: entry.lineage.clone(), generation }));
+        }
+        let served = request.served.get(name).map(Vec::as_slice);
+        if histories.is_intact(&entry.lineage, served) {
+            continue;
+        }
+        let Some(newest) = histories.keyrings.iter().map(|keyring| keyring.generation).max() else {
+            match request.lose_newer || histories.seen.is_empty() {
+                true => continue,
+                false => return Err(RecoverError::NoRecord { keyset: name.clone() }),
+            }
+        };
+        if let Some((who, seen)) = histories.seen.iter().find(|(_, seen)| seen.generation > newest)
+            && !request.lose_newer
+        {
+            let (who, seen) = (who.clone(), seen.generation);
+            return Err(RecoverError::NewerSeen { keyset: name.clone(), who, seen, newest });
+        }
+        let seen: Vec<Superseded> = histories.seen.iter().map(|(_, seen)| seen.clone()).collect();
+        let recovery = Recovery {
+            lineage: random_id(),
+            actor: request.actor,
+            reason: request.reason,
+            now: request.now,
+            served,
+            seen: &seen,
+        };
+        let Some(merged) = recover(&histories.keyrings, &recovery) else { continue };
+        entry.lineage.clone_from(&merged.keyring.lineage);
+        let base = histories.labels[merged.base].clone();
+        recovered.insert(name.clone(), (histories.stored, RecoveredKeyset { recovered: merged, base }));
+    }
+    let backwards = opened.is_older_than_marked(store.as_ref()).await?;
+    if !request.dry_run && (backwards || !recovered.is_empty()) {
+        installation.journal.note(request.now, "recovered", request.actor, request.reason, [], None);
+        installation.journal.tidy(request.now);
+        write(store.as_ref(), &opened, &installation, &recovered).await?;
+    }
+    Ok(RecoveryOutcome { keysets: recovered.into_values().map(|(_, keyset)| keyset).collect(), unusable })
+}
+
+impl Histories {
+    /// Whether the store's own record is the newest that anybody knows, and of this history.
+    fn is_intact(&self, lineage: &str, served: Option<&[ServedKey]>) -> bool {
+        let Some(own) = self.keyrings.first().filter(|_| self.own) else {
+            return self.keyrings.is_empty() && self.seen.is_empty();
+        };
+        let unknown = |key: &ServedKey| {
+            !own.keys.iter().any(|ours| ours.public == key.public) && !own.has_revoked(&key.kid, &key.public)
+        };
+        own.lineage == lineage
+            && self.keyrings.iter().all(|other| other == own || goes_on_from(own, other))
+            && self.seen.iter().all(|(_, seen)| seen.generation <= own.generation)
+            && !served.is_some_and(|served| served.iter().any(unknown))
+    }
+}
+
+/// Whether `other` is an earlier state that `own` may have come from, and forgot nothing that matters.
+fn goes_on_from(own: &Keyring, other: &Keyring) -> bool {
+    let known = |lineage: &str| own.lineage == lineage || own.supersedes.iter().any(|former| former.lineage == lineage);
+    let keys = other.keys.iter().filter(|key| key.state.is_published());
+    let revoked = other.keys.iter().filter(|key| !key.state.is_published() && key.revocation.is_some());
+    known(&other.lineage)
+        && other.generation < own.generation
+        && keys.into_iter().all(|key| own.keys.iter().any(|ours| ours.kid == key.kid) || own.next_serial > key.serial)
+        && revoked.into_iter().all(|key| own.has_revoked(&key.kid, &key.public))
+}
+
+impl Opened {
+    /// Whether the store's own mark says that its installation is not the last one.
+    async fn is_older_than_marked(&self, store: &dyn Store) -> Result<bool, LedgerError> {
+        let document = Document::SeenInstallation;
+        let marked = claimed_mark(store, &document, Kind::SeenInstallation, INSTALLATION).await?;
+        let own = self.installations.first().filter(|_| self.own);
+        let newest = self.installations.iter().map(|(_, position)| position.generation).max();
+        Ok(own.is_none_or(|(_, own)| {
+            marked.is_some_and(|marked| marked.generation > own.generation) || newest > Some(own.generation)
+        }))
+    }
+}
+
+async fn open_installations(
+    store: &dyn Store,
+    keks: &[Arc<dyn KeyEncryptionKey>],
+    request: &RecoveryRequest<'_>,
+    unusable: &mut Vec<String>,
+) -> Result<Opened, RecoverError> {
+    let mut found: Vec<(String, Vec<u8>)> = Vec::new();
+    let own = store.read(&Document::Installation).await?;
+    let stored = own.as_ref().map(|bytes| Digest::of(bytes));
+    found.extend(own.map(|bytes| (store.locate(&Document::Installation), bytes)));
+    for evidence in request.evidence {
+        let bytes = evidence.store.read(&Document::Installation).await?;
+        found.extend(bytes.map(|bytes| (format!("the installation in {}", evidence.label), bytes)));
+    }
+    let mut keys: Option<DataKeys> = None;
+    let mut installations: Vec<(Installation, Position)> = Vec::new();
+    let mut usable = false;
+    for (at, (label, bytes)) in found.iter().enumerate() {
+        let opened = async {
+            let unverified = UnverifiedRecord::parse(label, bytes, Kind::Installation, INSTALLATION)?;
+            let claimed: Installation = unverified.unverified_body(label)?;
+            let theirs = unwrap_data_keys(label, &claimed, keks).await?;
+            let record = unverified.authenticate(label, &theirs)?;
+            Ok::<_, LedgerError>((claimed, Position::of(&record), theirs))
+        };
+        match opened.await {
+            // What may pass is no reason to go on without it.
+            Err(error) if error.may_pass() => return Err(error.into()),
+            Err(error) => unusable.push(error.to_string()),
+            Ok((claimed, position, theirs)) => {
+                if let Some(known) = keys.as_ref().filter(|known| known.installation() != claimed.id) {
+                    let (found, expected) = (claimed.id, known.installation().to_owned());
+                    return Err(RecoverError::OtherInstallation { label: label.clone(), found, expected });
+                }
+                usable |= at == 0 && stored.is_some();
+                let newer = installations.iter().all(|(_, other)| other.generation <= position.generation);
+                if newer || keys.is_none() {
+                    keys = Some(theirs);
+                }
+                installations.push((claimed, position));
+            }
+        }
+    }
+    let keys = keys.ok_or(RecoverError::NoInstallation)?;
+    Ok(Opened { keys, installations, stored, own: usable })
+}
+
+/// The newest installation with everything that any of them knows.
+fn merged(installations: &[(Installation, Position)]) -> Option<Installation> {
+    let (newest, _) = installations.iter().max_by_key(|(_, position)| position.generation)?;
+    let mut merged = newest.clone();
+    for (other, position) in installations {
+        for (name, entry) in &other.keysets {
+            merged.keysets.entry(name.clone()).or_insert_with(|| entry.clone());
+        }
+        for (url, entry) in &other.issuers {
+            merged.issuers.entry(url.clone()).or_insert_with(|| entry.clone());
+        }
+        merged.journal.next_seq = merged.journal.next_seq.max(other.journal.next_seq);
+        let former = Superseded { lineage: position.lineage.clone(), generation: position.generation };
+        for one in std::iter::once(former).chain(other.supersedes.iter().cloned()) {
+            match merged.supersedes.iter_mut().find(|known| known.lineage == one.lineage) {
+                Some(known) => known.generation = known.generation.max(one.generation),
+                None => merged.supersedes.push(one),
+            }
+        }
+    }
+    Some(merged)
+}
+
+async fn histories_of(
+    name: &Name,
+    store: &dyn Store,
+    request: &RecoveryRequest<'_>,
+    keys: &DataKeys,
+    unusable: &mut Vec<String>,
+) -> Result<Histories, RecoverError> {
+    let mut histories = Histories::default();
+    let document = Document::Keyring(name.clone());
+    let own = (store, store.locate(&document));
+    let others = request
+        .evidence
+        .iter()
+        .map(|evidence| (evidence.store.as_ref(), format!("the keyring of `{name}` in {}", evidence.label)));
+    for (at, (source, label)) in std::iter::once(own).chain(others).enumerate() {
+        let Some(bytes) = source.read(&document).await? else { continue };
+        if at == 0 {
+            histories.stored = Some(Digest::of(&bytes));
+        }
+        let keyring = open_record(&label, &bytes, Kind::Keyring, name.as_str(), keys)
+            .and_then(|record| record.body::<Keyring>(&label));
+        match keyring {
+            Err(error) => unusable.push(error.to_string()),
+            Ok(keyring) => {
+                histories.own |= at == 0;
+                histories.keyrings.push(keyring);
+                histories.labels.push(label);
+            }
+        }
+    }
+    let mark = Document::Seen(name.clone());
+    for (source, label) in std::iter::once((store, "this store".to_owned()))
+        .chain(request.evidence.iter().map(|evidence| (evidence.store.as_ref(), evidence.label.clone())))
+    {
+        // Some sources have no marks; one that cannot be read says nothing.
+        let Ok(Some(seen)) = claimed_mark(source, &mark, Kind::Seen, name.as_str()).await else { continue };
+        histories.seen.push((label, Superseded { lineage: seen.lineage, generation: seen.generation }));
+    }
+    Ok(histories)
+}
+
+/// The installation first: replicas that saw the former histories accept both, in whatever order they look.
+async fn write(
+    store: &dyn Store,
+    opened: &Opened,
+    installation: &Installation,
+    recovered: &BTreeMap<Name, (Option<Digest>, RecoveredKeyset)>,
+) -> Result<(), RecoverError> {
+    let marked = claimed_mark(store, &Document::SeenInstallation, Kind::SeenInstallation, INSTALLATION).await?;
+    let highest = opened.installations.iter().map(|(_, position)| position.generation);
+    let highest = highest.chain(marked.iter().map(|marked| marked.generation)).max().unwrap_or(0);
+    let mut installation = installation.clone();
+    if let Some(marked) = marked {
+        let one = Superseded { lineage: marked.lineage, generation: marked.generation };
+        match installation.supersedes.iter_mut().find(|known| known.lineage == one.lineage) {
+            Some(known) => known.generation = known.generation.max(one.generation),
+            None => installation.supersedes.push(one),
+        }
+    }
+    // Replicas may have seen changes of the installation that no copy has; what they hold of it is in their keyrings too.
+    for known in &mut installation.supersedes {
+        known.generation = u64::MAX;
+    }
+    let position = Position {
+        lineage: random_id(),
+        generation: highest.saturating_add(1),
+        previous: None,
+        digest: Digest([0; 32]),
+    };
+    let location = store.locate(&Document::Installation);
+    let bytes =
+        seal_record(&location, &header(Kind::Installation, INSTALLATION, &position), &installation, &opened.keys)
+            .map_err(LedgerError::from)?;
+    store.replace(&Document::Installation, opened.stored, &bytes).await?;
+    let position = Position { digest: Digest::of(&bytes), ..position };
+    SeenMark::of_installation(store, &opened.keys).write(&position).await?;
+    for (name, (stored, keyset)) in recovered {
+        let keyring = &keyset.recovered.keyring;
+        let document = Document::Keyring(name.clone());
+        let position = Position {
+            lineage: keyring.lineage.clone(),
+            generation: keyring.generation,
+            previous: None,
+            digest: Digest([0; 32]),
+        };
+        let location = store.locate(&document);
+        let bytes = seal_record(&location, &header(Kind::Keyring, name.as_str(), &position), keyring, &opened.keys)
+            .map_err(LedgerError::from)?;
+        store.replace(&document, *stored, &bytes).await?;
+        let position = Position { digest: Digest::of(&bytes), ..position };
+        SeenMark::of_keyring(store, &opened.keys, name).write(&position).await?;
+        store.keep(&document, &bytes).await?;
+    }
+    Ok(())
+}
