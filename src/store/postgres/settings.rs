@@ -76,12 +76,12 @@ impl PostgresSettings {
 /// Lower-case names need no quotes anywhere, also not where people type them.
 fn check_schema(schema: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let starts_well = schema.starts_with(|c: char| c.is_ascii_lowercase()) && !schema.starts_with("pg_");
+    let starts_well = schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && !schema.starts_with("pg_");
     if starts_well && schema.chars().all(plain) && schema.len() <= LONGEST_SCHEMA {
         return Ok(());
     }
     Err(format!(
-        "its schema must be of lower-case letters, digits and `_`, begin with a letter, not with `pg_`, and have at most \
+        "its schema must be of lower-case letters, digits and `_`, begin with no digit and not with `pg_`, and have at most \
          {LONGEST_SCHEMA} characters"
     ))
 }
@@ -241,6 +241,8 @@ mod tests {
         for (schema, good) in [
             ("jwksd", true),
             ("a_1", true),
+            ("_a", true),
+            ("1a", false),
             ("", false),
             ("Jwksd", false),
             ("a-b", false),
