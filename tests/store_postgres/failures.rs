@@ -104,6 +104,26 @@ async fn who_waits_behind_a_network_that_is_cut_hears_of_writes_again_once_it_he
 }
 
 #[tokio::test]
+async fn who_waits_while_nothing_can_listen_asks_now_and_then() {
+    let database = PostgresServer::shared().await.database().await;
+    let roles = database.with_roles().await;
+    // A superuser is not counted.
+    database.sql(&format!("ALTER DATABASE {} CONNECTION LIMIT 1", database.name)).await;
+    let store = open(PostgresSettings { connections: 1, ..settings(&roles.manager) });
+    let writer = open(settings(&database.url()));
+    let known =
+        eventually("the only connection", PATIENCE, async || store.heads(None, Duration::ZERO).await.ok()).await;
+    let begun = Instant::now();
+    let writing = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        writer.replace(&keyring("a"), None, b"x").await.unwrap();
+    };
+    let (heads, ()) = tokio::join!(store.heads(Some(&known.revision), Duration::from_secs(60)), writing);
+    assert!(heads.unwrap().documents.unwrap().contains_key(&keyring("a")));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_restart_of_the_server_is_survived_by_whoever_uses_it() {
     let server = PostgresServer::start(&[]).await;
     let database = server.database().await;

@@ -133,7 +133,10 @@ impl PostgresStore {
         let transaction = lent.client.transaction().await?;
         transaction.query_typed(BEGIN_DURABLY, &[]).await?;
         match change(&transaction).await {
-            Ok(()) => transaction.commit().await?,
+            Ok(()) => {
+                warnings.forget();
+                transaction.commit().await?;
+            }
             Err(Failure::Conflict) => {
                 transaction.rollback().await?;
                 lent.give_back();

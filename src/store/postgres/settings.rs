@@ -95,6 +95,10 @@ fn parse(url: &Secret) -> Result<Config, String> {
             return Err(format!("its URL has the option {option}, which is not supported: {advice}"));
         }
     }
+    // The parser would take what follows the first one for a host or a database, which messages name.
+    if text.contains("://") && text.matches('@').count() > 1 {
+        return Err("its URL has more than one `@`: write the one in the password as %40".to_owned());
+    }
     // What these two ask for is what `require` does here.
     let text = text.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
     Config::from_str(&text).map_err(|error| {
@@ -224,7 +228,8 @@ mod tests {
         for (url, said) in [
             ("postgres://u:s3cret@db.example/d?sslmode=always", "sslmode"),
             ("postgres://u:s3cret@db.example/d?sslrootcert=/ca.pem", "ca_file"),
-            ("postgres://u:p?s3cret=1@db.example/d", "%XX"),
+            ("postgres://u:p@s3cret@db.example/d", "%40"),
+            ("postgres://u:p@s3cret/x@db.example/d", "%40"),
             ("postgres://u:x@db.example/d?s3cret=1", "%XX"),
             ("postgres://u:s3cret@db.example:port/d", "port"),
             ("https://u:s3cret@db.example/", "postgres://"),

@@ -94,7 +94,7 @@ async fn is_alive(pool: &Pool, session: &mut Session) -> bool {
             let channel = channel(pool);
             let values: [(&(dyn ToSql + Sync), Type); 1] = [(&channel, Type::TEXT)];
             let ask = session.client.query_typed_opt(LISTENS, &values);
-            // Behind a pooler that lends servers by transaction, somebody else's session answers: then there is only polling.
+            // Behind a pooler that lends servers by transaction, another session may answer: then polling is all there is.
             matches!(tokio::time::timeout(pool.deadline(), ask).await, Ok(Ok(Some(_))))
         }
     }
