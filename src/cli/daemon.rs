@@ -105,7 +105,7 @@ pub(super) fn reseal(global: &Global) -> Outcome {
     })
 }
 
-fn failed(error: AppError) -> Failure {
+pub(super) fn failed(error: AppError) -> Failure {
     let told = crate::engine::chain(&error);
     if error.is_configuration() { Failure::Usage(told) } else { Failure::Failed(told) }
 }

@@ -22,6 +22,7 @@ mod daemon;
 mod demo;
 mod keysets;
 mod print;
+mod recover;
 mod render;
 mod tokens;
 
@@ -215,8 +216,10 @@ enum Command {
     },
     /// List the verifiers whose caching is known
     Verifiers,
-    /// Re-encrypt everything under the configured seal key (the daemon must be stopped)
+    /// Re-encrypt everything under the configured seal key (all daemons must be stopped)
     Reseal,
+    /// Go on after a store was restored from an older copy, or two writers diverged
+    Recover(recover::RecoverArgs),
     /// Ask the daemon whether it is ready
     Healthcheck {
         /// To sign, not only to publish
@@ -308,6 +311,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve { demo: true } => demo::serve(),
         Command::Init => daemon::init(&global),
         Command::Reseal => daemon::reseal(&global),
+        Command::Recover(args) => recover::recover(&global, args),
         Command::Check => config::check(&global),
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
@@ -352,6 +356,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         Command::Serve { .. }
         | Command::Init
         | Command::Reseal
+        | Command::Recover(_)
         | Command::Check
         | Command::Verifiers
         | Command::Completions { .. }

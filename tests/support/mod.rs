@@ -13,6 +13,7 @@ pub mod localstack;
 mod ports;
 pub mod postgres;
 pub mod strict_verifier;
+pub mod tcp_proxy;
 pub mod tools;
 
 use std::collections::BTreeMap;

@@ -159,6 +159,11 @@ impl PostgresServer {
         succeed(self.control().args(["-w", "-s", "-m", "immediate", "stop"]));
     }
 
+    /// Makes a standby a primary, and returns when it is one.
+    pub fn promote(&self) {
+        succeed(self.control().args(["-w", "-s", "promote"]));
+    }
+
     pub fn reload(&self) {
         succeed(self.control().args(["-s", "reload"]));
     }

@@ -18,7 +18,7 @@ const DEFAULT_STALENESS_LIMIT: Span = Span::HOUR;
 const DEFAULT_PUBLISH_LAG: Span = Span::MINUTE;
 const DEFAULT_SCHEMA: &str = "jwksd";
 /// PostgreSQL cuts longer identifiers (NAMEDATALEN).
-const LONGEST_SCHEMA: usize = 63;
+const LONGEST_SCHEMA: usize = 48;
 const DEFAULT_STATEMENT_TIMEOUT: Span = Span::from_secs(5);
 const SHORTEST_STATEMENT_TIMEOUT: Span = Span::from_millis(100);
 const LONGEST_STATEMENT_TIMEOUT: Span = Span::MINUTE;
@@ -238,7 +238,7 @@ fn check_schema(schema: &str) -> Result<(), &'static str> {
     let first = |c: char| c.is_ascii_lowercase() || c == '_';
     let other = |c: char| first(c) || c.is_ascii_digit();
     if schema.len() > LONGEST_SCHEMA || !schema.starts_with(first) || !schema.chars().all(other) {
-        return Err("is not a schema's name: 1 to 63 of a-z, 0-9 and _, not starting with a digit");
+        return Err("is not a schema's name: 1 to 48 of a-z, 0-9 and _, not starting with a digit");
     }
     if schema.starts_with("pg_") || schema == "information_schema" {
         return Err("belongs to PostgreSQL itself: use another name, such as \"jwksd\"");

@@ -43,6 +43,8 @@ pub struct RecoveryRequest<'a> {
 pub struct RecoveryOutcome {
     /// Keysets with a new history, in order of name.
     pub keysets: Vec<RecoveredKeyset>,
+    /// The installation's record is the newest that is known.
+    pub installation_is_intact: bool,
     /// Records that could not be used, and why.
     pub unusable: Vec<String>,
 }
@@ -161,7 +163,8 @@ pub async fn recover_store(
         installation.journal.tidy(request.now);
         write(store.as_ref(), &opened, &installation, &recovered).await?;
     }
-    Ok(RecoveryOutcome { keysets: recovered.into_values().map(|(_, keyset)| keyset).collect(), unusable })
+    let keysets = recovered.into_values().map(|(_, keyset)| keyset).collect();
+    Ok(RecoveryOutcome { keysets, installation_is_intact: !backwards, unusable })
 }
 
 impl Histories {

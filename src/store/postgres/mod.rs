@@ -59,9 +59,8 @@ pub struct PostgresStore {
 }
 
 /// Holds a write to at least `on`: committed means flushed here and on every synchronous standby. Only `remote_apply` is
-/// stronger. Committing has no time limit on the server: one that ran out while a standby is waited for would end the wait,
-/// not the commit.
-const BEGIN_DURABLY: &str = "SELECT set_config('statement_timeout', '0', true), set_config('synchronous_commit', \
+/// stronger. statement_timeout does not end that wait, since it counts for statements up to their commit.
+const BEGIN_DURABLY: &str = "SELECT set_config('synchronous_commit', \
      CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
 
 const CREATE: &str = "INSERT INTO {schema}.documents (document, bytes, lineage, generation) VALUES ($1, $2, $3, $4) \
@@ -133,7 +132,10 @@ impl PostgresStore {
         let transaction = lent.client.transaction().await?;
         transaction.query_typed(BEGIN_DURABLY, &[]).await?;
         match change(&transaction).await {
-            Ok(()) => transaction.commit().await?,
+            Ok(()) => {
+                warnings.forget();
+                transaction.commit().await?;
+            }
             Err(Failure::Conflict) => {
                 transaction.rollback().await?;
                 lent.give_back();

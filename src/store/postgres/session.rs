@@ -97,9 +97,8 @@ impl Session {
         let _ = (&mut self.driver).await;
     }
 
-    /// What the server warns of from now on.
+    /// For looking at while a transaction borrows the connection.
     pub(super) fn warnings(&self) -> Warnings {
-        self.warned.store(false, Ordering::SeqCst);
         Warnings(self.warned.clone())
     }
 }
@@ -108,6 +107,10 @@ impl Session {
 pub(super) struct Warnings(Arc<AtomicBool>);
 
 impl Warnings {
+    pub(super) fn forget(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
     pub(super) fn came(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }

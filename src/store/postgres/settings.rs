@@ -76,12 +76,12 @@ impl PostgresSettings {
 /// Lower-case names need no quotes anywhere, also not where people type them.
 fn check_schema(schema: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let starts_well = schema.starts_with(|c: char| c.is_ascii_lowercase()) && !schema.starts_with("pg_");
+    let starts_well = schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && !schema.starts_with("pg_");
     if starts_well && schema.chars().all(plain) && schema.len() <= LONGEST_SCHEMA {
         return Ok(());
     }
     Err(format!(
-        "its schema must be of lower-case letters, digits and `_`, begin with a letter, not with `pg_`, and have at most \
+        "its schema must be of lower-case letters, digits and `_`, begin with no digit and not with `pg_`, and have at most \
          {LONGEST_SCHEMA} characters"
     ))
 }
@@ -94,6 +94,10 @@ fn parse(url: &Secret) -> Result<Config, String> {
             let advice = if option == "sslrootcert" { "name the authority in ca_file" } else { "leave it out" };
             return Err(format!("its URL has the option {option}, which is not supported: {advice}"));
         }
+    }
+    // The parser would take what follows the first one for a host or a database, which messages name.
+    if text.contains("://") && text.matches('@').count() > 1 {
+        return Err("its URL has more than one `@`: write the one in the password as %40".to_owned());
     }
     // What these two ask for is what `require` does here.
     let text = text.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
@@ -224,7 +228,8 @@ mod tests {
         for (url, said) in [
             ("postgres://u:s3cret@db.example/d?sslmode=always", "sslmode"),
             ("postgres://u:s3cret@db.example/d?sslrootcert=/ca.pem", "ca_file"),
-            ("postgres://u:p?s3cret=1@db.example/d", "%XX"),
+            ("postgres://u:p@s3cret@db.example/d", "%40"),
+            ("postgres://u:p@s3cret/x@db.example/d", "%40"),
             ("postgres://u:x@db.example/d?s3cret=1", "%XX"),
             ("postgres://u:s3cret@db.example:port/d", "port"),
             ("https://u:s3cret@db.example/", "postgres://"),
@@ -241,6 +246,8 @@ mod tests {
         for (schema, good) in [
             ("jwksd", true),
             ("a_1", true),
+            ("_a", true),
+            ("1a", false),
             ("", false),
             ("Jwksd", false),
             ("a-b", false),

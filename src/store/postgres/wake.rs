@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::failure::Failure;
 use super::pool::Pool;
@@ -13,6 +14,7 @@ use crate::seal::cipher::random;
 
 /// A silent connection is tried this often, since a cut network does not say so.
 const TRY_EVERY: Duration = Duration::from_secs(5);
+const LISTENS: &str = "SELECT true FROM pg_listening_channels() AS channel WHERE channel = $1";
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -71,7 +73,7 @@ async fn listen(pool: Arc<Pool>, changed: watch::Sender<u64>, heard: watch::Send
 async fn begin(pool: &Pool, changed: &watch::Sender<u64>) -> Result<Session, Failure> {
     let work = async {
         let session = pool.dial(Some(changed.clone())).await?;
-        session.client.batch_execute(&format!("LISTEN jwksd_{}", pool.settings.schema)).await?;
+        session.client.batch_execute(&format!("LISTEN {}", channel(pool))).await?;
         Ok(session)
     };
     tokio::time::timeout(pool.deadline(), work)
@@ -79,13 +81,21 @@ async fn begin(pool: &Pool, changed: &watch::Sender<u64>) -> Result<Session, Fai
         .unwrap_or_else(|_| Err(Failure::new("PostgreSQL does not answer")))
 }
 
+/// As the trigger makes it.
+fn channel(pool: &Pool) -> String {
+    format!("jwksd_{}", pool.settings.schema)
+}
+
 /// Waits, and tries whether the connection still is one.
 async fn is_alive(pool: &Pool, session: &mut Session) -> bool {
     tokio::select! {
         () = session.ended() => false,
         () = tokio::time::sleep(TRY_EVERY) => {
-            let answer = tokio::time::timeout(pool.deadline(), session.client.simple_query("")).await;
-            answer.is_ok_and(|answer| answer.is_ok())
+            let channel = channel(pool);
+            let values: [(&(dyn ToSql + Sync), Type); 1] = [(&channel, Type::TEXT)];
+            let ask = session.client.query_typed_opt(LISTENS, &values);
+            // Behind a pooler that lends servers by transaction, another session may answer: then polling is all there is.
+            matches!(tokio::time::timeout(pool.deadline(), ask).await, Ok(Ok(Some(_))))
         }
     }
 }
