@@ -10,7 +10,7 @@
 pub mod api;
 pub mod kms_proxy;
 pub mod localstack;
-mod ports;
+pub mod ports;
 pub mod strict_verifier;
 pub mod tools;
 
