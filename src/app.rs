@@ -21,7 +21,7 @@ use crate::backend::Backend;
 use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
-use crate::config::{Address, Config, Listener, Loaded, Publisher, Source};
+use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Publisher, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
 use crate::http::admin::AdminState;
@@ -191,6 +191,9 @@ impl App {
         metrics.set_config_last_reload_successful(true);
         let declared = declared(&loaded);
         let Wired { engine, sealed, aws_kms } = wire(&config, opened, trusted, metrics, &declared);
+        if let Some(relay) = &relay {
+            engine.hear(relay.clone());
+        }
         match &sealed {
             None => engine.configure(&declared).await,
             Some(_) => engine.configure_sealed(&declared).await,
@@ -291,6 +294,18 @@ impl App {
         let passing = supervisor.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
         let mut tasks = vec![tokio::spawn(beat), tokio::spawn(probe), tokio::spawn(leftovers), tokio::spawn(watch)];
+        let (following, attending, cancel) = (engine.clone(), engine.clone(), background.clone());
+        if engine.is_shared() {
+            tasks.push(tokio::spawn(
+                passing.clone().keep("store", cancel.clone(), move || following.clone().follow(cancel.clone())),
+            ));
+        }
+        if engine.is_shared() || relay.is_some() {
+            let cancel = background.clone();
+            tasks.push(tokio::spawn(
+                passing.clone().keep("presence", cancel.clone(), move || attending.clone().attend(cancel.clone())),
+            ));
+        }
         if let Some(relay) = relay {
             let cancel = background.clone();
             tasks.push(tokio::spawn(passing.keep("replicas", cancel.clone(), move || {
@@ -323,6 +338,7 @@ impl App {
         }
         engine.stop().await;
         engine.pulse().await;
+        engine.take_leave().await;
         tracing::info!("stopped");
         ended
     }
@@ -351,6 +367,9 @@ async fn start(
     match sealed {
         Some(sealed) => sealed.unseal(&engine, &failed).await?,
         None => engine.resume().await,
+    }
+    if let Err(error) = engine.look_at_store(Span::ZERO).await {
+        tracing::warn!(error = %crate::engine::chain(&error), "the store has not confirmed the keyrings yet; it is tried again");
     }
     if let Some(relay) = relay {
         relay.settle();
@@ -434,8 +453,12 @@ fn settings(config: &Config) -> Settings {
         sign_deadline: config.signer.as_ref().map_or(Span::SECOND.times(2), |signer| signer.sign_deadline),
         audit_signatures: config.log.signatures,
         pool_size: std::thread::available_parallelism().map_or(1, usize::from),
-        role: ReplicaRole::All,
-        publishes: true,
+        role: match config.role {
+            ProcessRole::All => ReplicaRole::All,
+            ProcessRole::Manager => ReplicaRole::Manager,
+            ProcessRole::Signer => ReplicaRole::Signer,
+        },
+        publishes: config.public.is_some(),
     }
 }
 

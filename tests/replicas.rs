@@ -337,7 +337,10 @@ async fn a_forged_record_freezes_every_replica() {
     world.pass(Span::from_secs(5)).await;
     let document = Document::Keyring(jwksd::keyring::name::Name::parse("default").unwrap());
     world.common.hub.edit(&document, |bytes| {
-        String::from_utf8(bytes).unwrap().replace("\"max_ttl\": \"10s\"", "\"max_ttl\": \"99s\"").into_bytes()
+        let text = String::from_utf8(bytes).unwrap();
+        let forged = text.replace("\"drained\": false", "\"drained\": true");
+        assert_ne!(forged, text);
+        forged.into_bytes()
     });
     world.tick().await;
     for replica in &world.replicas {
@@ -367,6 +370,24 @@ async fn a_clock_beyond_the_skew_neither_signs_nor_changes_anything() {
     world.tick().await;
     world.tick().await;
     world.replicas[1].sign().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_whose_clock_goes_wrong_confirms_nothing() {
+    let world = World::with(&[ALL, ALL]).await;
+    world.pass(Span::from_secs(20)).await;
+    world.common.hub.set_clock_error(Span::MINUTE);
+    let active = world.replicas[0].active();
+    world.pass(STALENESS.saturating_sub(Span::SECOND)).await;
+    world.replicas[0].sign().await.unwrap();
+    world.pass(Span::MINUTE).await;
+    for replica in &world.replicas {
+        assert_eq!(refusal(replica).await, Some(SigningFailure::StaleKeyring));
+        assert_eq!(replica.active(), active, "nothing that waits for time happens");
+    }
+    world.common.hub.set_clock_error(Span::ZERO);
+    world.pass(Span::from_secs(5)).await;
+    world.replicas[0].sign().await.unwrap();
 }
 
 #[tokio::test]

@@ -166,9 +166,20 @@ impl Engine {
         if rebuild {
             self.rebuild().await;
         }
+        self.settle_tolerance();
         self.settle_completeness().await;
         self.presence.changed();
         Ok(())
+    }
+
+    /// A process that reads the policies takes σ from them; others take it from their configuration.
+    pub(super) fn settle_tolerance(&self) {
+        if !self.is_reader() {
+            return;
+        }
+        let directory = self.directory();
+        let skews = directory.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.clock_skew);
+        self.clock.set_tolerance(skews.min().unwrap_or_default());
     }
 
     /// Whether the installation's record can be relied on. If not, nothing else can be judged.

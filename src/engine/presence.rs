@@ -1,18 +1,19 @@
 //! Telling other replicas what this one publishes, and waiting for those that lag.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::Engine;
 use super::cell::{KeysetCell, Laggards};
 use super::reconcile::chain;
-use super::{Engine, ReplicaRole};
 use crate::keyring::record::{KeyState, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::seal::cipher::random_id;
 use crate::store::ledger::{Alive, LedgerError};
+use crate::store::relay::Relay;
 use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
 
 /// Reports come at least this often, and more often where `publish_lag` is short.
@@ -24,6 +25,8 @@ const INTERVAL_MIN: Span = Span::from_millis(100);
 pub(super) struct Presence {
     others: Mutex<Arc<Vec<Replica>>>,
     changed: Notify,
+    /// Where replicas report that have no store of their own, if this process has one to itself.
+    relay: OnceLock<Arc<Relay>>,
 }
 
 impl Presence {
@@ -39,13 +42,18 @@ impl Engine {
         &self.replica
     }
 
-    pub fn role(&self) -> ReplicaRole {
+    pub fn role(&self) -> super::ReplicaRole {
         self.role
     }
 
     /// Other replicas that reported lately.
     pub fn others(&self) -> Arc<Vec<Replica>> {
         self.presence.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replicas report to `relay`.
+    pub fn hear(&self, relay: Arc<Relay>) {
+        let _ = self.presence.relay.set(relay);
     }
 
     /// Reports until cancelled, and looks which others lag. Ends with taking leave.
@@ -81,12 +89,17 @@ impl Engine {
     /// One report and one look at the others.
     pub async fn attend_once(&self) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
-        let Some(shared) = ledger.shared() else { return Ok(()) };
-        shared.report(&[self.own_report()]).await?;
-        if self.role == ReplicaRole::Signer {
-            return Ok(());
-        }
-        let mut others = shared.replicas(self.lag_limit()).await?;
+        let mut others = match (ledger.shared(), self.presence.relay.get()) {
+            (Some(shared), _) => {
+                shared.report(&[self.own_report()]).await?;
+                if self.is_reader() {
+                    return Ok(());
+                }
+                shared.replicas(self.lag_limit()).await?
+            }
+            (None, Some(relay)) => relay.reported(self.lag_limit()),
+            (None, None) => return Ok(()),
+        };
         others.retain(|other| other.report.replica != self.replica);
         for cell in &self.directory().order {
             self.note_laggards(cell, &others);

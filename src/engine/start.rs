@@ -116,6 +116,7 @@ impl Engine {
         let directory = self.build(known, &current);
         self.directory.store(Arc::new(directory));
         self.take_over(declared).await;
+        self.settle_tolerance();
         self.reconfigured.notify_one();
         Ok(())
     }

@@ -561,6 +561,20 @@ fn role_store_and_publishers_need_a_restart_and_the_clients_of_signers_do_not() 
 }
 
 #[test]
+fn nothing_is_taken_before_the_restart_for_another_role_or_a_store_with_other_limits() {
+    let file = valid(&[]).config;
+    let all = valid(&[(FILE, POSTGRES)]).config;
+    let manager = valid(&[MANAGER, NO_SIGNER, (FILE, POSTGRES)]).config;
+    let other = valid(&[(FILE, "kind = \"postgres\"\nurl_file = \"other.url\"")]).config;
+    let needs = "needs a restart, before which nothing of the change is taken";
+    assert_eq!(config::restart_first(&file, &all), [format!("store.kind: file → postgres {needs}")]);
+    let both = [format!("role: manager → all {needs}"), format!("store.kind: postgres → file {needs}")];
+    assert_eq!(config::restart_first(&manager, &file), both);
+    assert_eq!(config::restart_first(&all, &other), Vec::<String>::new());
+    assert_eq!(config::restart_first(&manager, &manager), Vec::<String>::new());
+}
+
+#[test]
 fn files_of_shared_stores_and_of_replication_are_looked_at() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();

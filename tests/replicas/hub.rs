@@ -77,10 +77,6 @@ impl Hub {
         self.clock_error.store(error.as_millis(), Ordering::SeqCst);
     }
 
-    pub fn reports(&self) -> Vec<Report> {
-        self.content.lock().unwrap().reports.values().map(|(report, _)| report.clone()).collect()
-    }
-
     fn next(&self) -> u64 {
         self.writes.fetch_add(1, Ordering::SeqCst) + 1
     }

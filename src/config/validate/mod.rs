@@ -44,7 +44,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     }
     let (issuers, publishers) = issuers::validate(raw.issuer, role, report);
     let names = raw.keyset.iter().flat_map(|named| &named.entries).map(|(name, _)| name.clone()).collect();
-    let sharing = store::sharing(raw.store.as_ref());
+    let sharing = store::sharing(raw.store.as_ref(), raw.replication.is_some());
     let defaults = raw.defaults.unwrap_or_default();
     let keysets = keysets::validate(raw.keyset, defaults, &issuers, sharing, role, report);
     let store = store::validate(raw.store, role, report);

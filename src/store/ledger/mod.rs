@@ -153,9 +153,10 @@ impl Ledger {
         let record = unverified.authenticate(&location, &keys)?;
         let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        if store.read(&Document::Initialising).await?.is_some() {
-            // The crash came after the last step but this.
-            store.remove(&Document::Initialising).await?;
+        match end_initialisation(store.as_ref()).await {
+            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
+            Err(_) if store.shared().is_some() => {}
+            ended => ended?,
         }
         Ok(Ledger {
             store,
@@ -497,6 +498,14 @@ impl Installation {
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ledger").field("store", &self.store.kind()).field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// The crash may have come after the last step but this.
+async fn end_initialisation(store: &dyn Store) -> Result<(), StoreError> {
+    match store.read(&Document::Initialising).await? {
+        Some(_) => store.remove(&Document::Initialising).await,
+        None => Ok(()),
     }
 }
 
