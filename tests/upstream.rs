@@ -114,7 +114,7 @@ async fn a_signer_reads_what_the_manager_stored() {
 
     // And its ledger finds them authentic.
     let store = Arc::new(Split::new(signer, Arc::new(MemoryStore::new())));
-    let ledger = Ledger::open(store, &[manager.kek.clone()]).await.unwrap();
+    let ledger = Ledger::open(store, std::slice::from_ref(&manager.kek)).await.unwrap();
     let loaded = ledger.load(&name("default")).await.unwrap().unwrap();
     assert_eq!(loaded.digest, documents[&document("default")]);
 }
@@ -699,4 +699,34 @@ async fn a_signer_starts_from_its_copies_while_managers_are_away() {
     ledger.shared().unwrap().heads(None, NO_WAIT).await.unwrap();
     manager.stop().await;
     assert!(ledger.load(&name("default")).await.unwrap_err().may_pass());
+}
+
+#[tokio::test]
+async fn the_description_has_the_routes_that_there_are() {
+    let manager = Manager::start().await;
+    let api = serde_json::to_value(jwksd::http::openapi::api()).unwrap();
+    let mut described = Vec::new();
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if operation["tags"] == json!(["replication"]) {
+                assert_eq!(operation["security"], json!([{ "token": [] }]), "{path}");
+                described.push((method.to_uppercase(), path.clone()));
+            }
+        }
+    }
+    assert_eq!(described.len(), 5, "{described:?}");
+    for (method, path) in described {
+        let path = path.replace("{keyset}", "default").replace("{replica}", "one");
+        let report = json!({ "role": "signer", "version": "1", "publishes": false, "generations": {}, "resumed": {} });
+        let body = (method == "PUT").then_some(report);
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let answer = request(&manager, method.clone(), &path, &[], body).await;
+        assert!(answer.status().is_success(), "{method} {path}: {}", answer.status());
+    }
+    let shape = |schema: &str| -> Vec<String> {
+        api["components"]["schemas"][schema]["properties"].as_object().unwrap().keys().cloned().collect()
+    };
+    let index: Value = get(&manager, "/v1/records", &[]).await.json().await.unwrap();
+    assert!(index["documents"][0].as_object().unwrap().keys().all(|member| shape("IndexEntry").contains(member)));
+    assert_eq!(shape("ReportBody"), ["generations", "publishes", "resumed", "role", "version"]);
 }

@@ -79,7 +79,7 @@ impl Manager {
     /// Another one of the same installation, through its own way to the store; has read nothing but the installation.
     pub async fn beside(&self, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
         let relay = relay(store, &clock);
-        let ledger = Ledger::open(relay.clone(), &[self.kek.clone()]).await.unwrap();
+        let ledger = Ledger::open(relay.clone(), std::slice::from_ref(&self.kek)).await.unwrap();
         let (kek, clients) = (self.kek.clone(), authenticator(&clock));
         Manager { relay, ledger, kek, clients, port: ReservedPort::any(), tls: None, serving: None }
     }
