@@ -4,6 +4,7 @@ mod access;
 mod leftovers;
 mod reload;
 mod storage;
+mod stores;
 mod unseal;
 
 use std::future::Future;
@@ -179,7 +180,7 @@ impl App {
         let ((opened, relay), variables) = match storage {
             Storage::Configured => {
                 let variables = access::process_environment();
-                (storage::open(&config, trusted.now(), &variables, served).await?, variables)
+                (storage::open(&config, &trusted, &variables, served).await?, variables)
             }
             Storage::Memory { admin_token } => {
                 let fixed: access::Environment = Arc::new(move |_| Some(admin_token.clone()));

@@ -4,21 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
-use super::access::{AccessError, Environment, fresh_token, read_secret};
+use super::access::{AccessError, Environment, fresh_token, process_environment};
+use super::stores::{self, RawStore};
 use crate::aws_kms::SdkKms;
-use crate::clock::{SystemClock, TrustedClock};
-use crate::config::{Config, Initialise, SealKey, SecretSource, StoreKind, Upstream};
-use crate::keyring::time::Timestamp;
+use crate::clock::TrustedClock;
+use crate::config::{Config, Initialise, ProcessRole, SealKey, SecretSource};
+use crate::keyring::time::{Span, Timestamp};
 use crate::seal::aws_kms::{AwsKmsKey, CallCounter};
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
-use crate::store::file::FileStore;
 use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Unauthenticated};
 use crate::store::memory::MemoryStore;
 use crate::store::relay::Relay;
-use crate::store::split::Split;
-use crate::store::upstream::{Token, UpstreamSettings, UpstreamStore};
-use crate::store::{Document, Store};
+use crate::store::{Document, Store, StoreError};
+
+/// A shared store that cannot be opened at a start is tried again at these intervals.
+const RETRY_MIN: Span = Span::from_millis(100);
+const RETRY_MAX: Span = Span::from_secs(5);
 
 /// What an initialisation made.
 #[derive(Clone, Debug, Default)]
@@ -68,12 +70,37 @@ impl Unsealing {
 /// `served` gives the store that replicas fetch from, where there are any.
 pub(super) async fn open(
     config: &Config,
-    now: Timestamp,
+    clock: &TrustedClock,
     environment: &Environment,
     served: impl FnOnce(Arc<dyn Store>) -> Served,
 ) -> Result<(Opened, Option<Arc<Relay>>), AppError> {
-    let (store, relay) = served(open_store(config, environment)?);
-    Ok((open_records(config, store, now).await?, relay))
+    let raw = RawStore::open(config, environment)?;
+    let (store, relay) = served(raw.store.clone());
+    let mut failures: u32 = 0;
+    loop {
+        let opened = async {
+            raw.prepare(config).await?;
+            open_records(config, store.clone(), clock.now()).await
+        };
+        let error = match opened.await {
+            Err(error) if raw.is_shared() && waits(config, &error) => error,
+            opened => return Ok((opened?, relay)),
+        };
+        // Others may be about to initialise the store, or to start it again.
+        tracing::error!(error = %crate::engine::chain(&error), failures, "the store cannot be opened; it is tried again");
+        clock.clock().sleep(RETRY_MIN.times(1 << failures.min(6)).min(RETRY_MAX)).await;
+        failures = failures.saturating_add(1);
+    }
+}
+
+/// Whether a start waits until somebody else has mended it.
+fn waits(config: &Config, error: &AppError) -> bool {
+    match error {
+        AppError::Ledger(LedgerError::NotInitialised { .. }) => config.role == ProcessRole::Signer,
+        AppError::Ledger(error) => error.may_pass(),
+        AppError::Store(error) => matches!(error, StoreError::Unavailable { .. }),
+        _ => false,
+    }
 }
 
 /// A store as the ledger uses it, and the relay in it.
@@ -86,43 +113,6 @@ pub(super) fn relayed(config: &Config, store: Arc<dyn Store>, clock: &Arc<Truste
     }
     let relay = Arc::new(Relay::new(store, clock.clone()));
     (relay.clone(), Some(relay))
-}
-
-fn open_store(config: &Config, environment: &Environment) -> Result<Arc<dyn Store>, AppError> {
-    if let StoreKind::Upstream(upstream) = &config.store.kind {
-        return open_upstream(upstream, config.store.state_path.as_deref(), environment);
-    }
-    let path = folder(config)?;
-    if config.store.initialise == Initialise::Never && !exists(path) {
-        return Err(AppError::NotInitialised { path: path.to_owned() });
-    }
-    Ok(match config.store.initialise {
-        Initialise::Never => Arc::new(FileStore::open(path)?),
-        Initialise::IfEmpty => Arc::new(FileStore::create(path)?),
-    })
-}
-
-/// Records of managers; what this replica remembers is in a folder of its own, or in memory.
-fn open_upstream(
-    upstream: &Upstream,
-    state_path: Option<&Path>,
-    environment: &Environment,
-) -> Result<Arc<dyn Store>, AppError> {
-    let token = match &upstream.token {
-        SecretSource::File(path) => Token::File(path.clone()),
-        variable => Token::Fixed(read_secret("store.token_env", "", variable, environment)?),
-    };
-    let settings = UpstreamSettings {
-        ca_file: upstream.ca_file.clone(),
-        keysets: upstream.keysets.clone(),
-        ..UpstreamSettings::new(upstream.urls.clone(), token)
-    };
-    let own: Arc<dyn Store> = match state_path {
-        Some(path) => Arc::new(FileStore::create(path)?),
-        None => Arc::new(MemoryStore::new()),
-    };
-    let managers = UpstreamStore::open(settings, Arc::new(SystemClock))?;
-    Ok(Arc::new(Split::new(Arc::new(managers), own)))
 }
 
 async fn open_records(config: &Config, store: Arc<dyn Store>, now: Timestamp) -> Result<Opened, AppError> {
@@ -160,7 +150,8 @@ fn announce(made: Vec<String>) {
 /// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
 pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
     let evidence = seal_evidence(config)?;
-    let store: Arc<dyn Store> = Arc::new(FileStore::create(folder(config)?)?);
+    let raw = RawStore::create(config, &process_environment()).await?;
+    let store = raw.store;
     if Ledger::inspect(store.as_ref(), evidence).await? == Initialisation::Initialised {
         open_initialised(config, store).await?;
         let made = make_tokens(config)?;
@@ -174,12 +165,8 @@ pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, 
 pub async fn open_for_maintenance(
     config: &Config,
 ) -> Result<(Arc<dyn Store>, Vec<Arc<dyn KeyEncryptionKey>>), AppError> {
-    let path = folder(config)?;
-    if !exists(path) {
-        return Err(AppError::NotInitialised { path: path.to_owned() });
-    }
-    let store: Arc<dyn Store> = Arc::new(FileStore::open(path)?);
-    Ok((store, keys(config, &Arc::default())?))
+    let raw = RawStore::open_existing(config, &process_environment())?;
+    Ok((raw.store, keys(config, &Arc::default())?))
 }
 
 pub(super) async fn memory(
@@ -234,8 +221,9 @@ async fn make(
         };
         Ok(key)
     };
+    let described = stores::describe(config, store.as_ref());
     let ledger = Ledger::initialise(store, evidence, seal, now).await?;
-    made.push(format!("the store {}", folder(config)?.display()));
+    made.push(format!("the store {described}"));
     Ok((ledger, made))
 }
 
@@ -264,23 +252,6 @@ fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
         SealKey::File { .. } => SealEvidence::Missing,
         SealKey::AwsKms { .. } => SealEvidence::Unknown,
     })
-}
-
-/// The folder of the store.
-fn folder(config: &Config) -> Result<&Path, AppError> {
-    match &config.store.kind {
-        StoreKind::File { path } => Ok(path),
-        StoreKind::Upstream(_) => Err(AppError::Unfit(vec![
-            "store.kind: managers write what an upstream store reads: run this command with a manager's configuration"
-                .to_owned(),
-        ])),
-        StoreKind::Postgres(_) => {
-            let kind = config.store.kind.as_str();
-            Err(AppError::Unfit(vec![format!(
-                "store.kind: this build cannot open a store of kind {kind:?}; use \"file\""
-            )]))
-        }
-    }
 }
 
 /// Unreadable counts as there.

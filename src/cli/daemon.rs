@@ -32,8 +32,12 @@ fn run(loaded: Loaded, source: Source) -> Outcome {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = %loaded.origin, "jwksd starts");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::Failed(error.to_string()))?.block_on(async {
-        let stop = stop_signal().map_err(failed)?;
-        let app = App::build(loaded, source, Storage::Configured).await.map_err(failed)?;
+        let mut stop = std::pin::pin!(stop_signal().map_err(failed)?);
+        // A store that others start may be waited for.
+        let app = tokio::select! {
+            app = App::build(loaded, source, Storage::Configured) => app.map_err(failed)?,
+            () = &mut stop => return Ok(()),
+        };
         app.run(stop).await.map_err(failed)
     })
 }

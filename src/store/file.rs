@@ -429,5 +429,5 @@ fn failure(operation: &'static str, document: &str, source: io::Error) -> StoreE
         }
         _ => source.to_string(),
     };
-    StoreError::Unavailable { operation, document: document.to_owned(), problem, source: Some(source) }
+    StoreError::Unavailable { operation, document: document.to_owned(), problem, source: Some(Box::new(source)) }
 }

@@ -3,6 +3,7 @@
 pub mod file;
 pub mod ledger;
 pub mod memory;
+pub mod postgres;
 pub mod record;
 pub mod relay;
 pub mod shared;
@@ -124,7 +125,7 @@ pub enum StoreError {
         document: String,
         problem: String,
         #[source]
-        source: Option<std::io::Error>,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
     /// The store takes no writes from here.
     #[error("{document} cannot be written by this replica: an upstream store only reads; managers write")]
@@ -135,6 +136,9 @@ pub enum StoreError {
          see docs/restore.md"
     )]
     Disputed { document: String },
+    /// It cannot be used as it is configured, however often it is tried.
+    #[error("{document} cannot be used: {problem}")]
+    Unusable { document: String, problem: String },
     /// Another daemon holds the store.
     #[error("{document} is in use by another jwksd ({holder}): one daemon at a time may use a file store")]
     Locked { document: String, holder: String },

@@ -286,6 +286,11 @@ fn a_document_is_not_published_where_another_one_needs_a_folder() {
         ),
         "{message}"
     );
+    let nested = "jwks_paths = [\"/keys/v1\", \"/keys\"]\n[keyset.default]";
+    let publisher = |kind: &str| format!("[issuer.main.publish.a]\n{kind}\n[log]");
+    let message = error(base_with(&[("[keyset.default]", nested), ("[log]", &publisher(folder))]));
+    assert!(message.contains("issuer.main.publish.a: /srv/www/keys would be both a file and a folder"), "{message}");
+    valid(&[("[keyset.default]", nested), ("[log]", &publisher("kind = \"s3\"\nbucket = \"example-jwks\""))]);
     let quiet = two_publishers(folder, "https://auth.example.com/other\"\ndiscovery = \"off", folder);
     load(&toml(quiet)).unwrap_or_else(|error| panic!("{error}"));
 }
@@ -323,7 +328,7 @@ const BROKEN: &[Broken] = &[
         "an upstream of a process that is not only a signer",
         &[(FILE, "kind = \"upstream\"\nurls = [\"https://a.example.com\"]\ntoken_file = \"a\"")],
     ),
-    ("a store in Kubernetes", &[(FILE, "kind = \"kubernetes\"")]),
+    ("a store in Kubernetes", &[(FILE, "kind = \"kubernetes\"\ninitialise = \"always\"")]),
     ("a database without URL", &[(FILE, "kind = \"postgres\"")]),
     ("a database with two URLs", &[(FILE, "kind = \"postgres\"\nurl_file = \"a\"\nurl_env = \"B\"")]),
     (
@@ -500,6 +505,17 @@ fn secrets_among_the_copies_of_a_replica_are_warned_of() {
              admin.token.operator.file too",
         ]
     );
+}
+
+#[test]
+fn limits_that_keep_the_store_busy_are_warned_of() {
+    let store = format!("{POSTGRES}\nstaleness_limit = \"900ms\"\npublish_lag = \"1ms\"");
+    let seen: Vec<_> =
+        words(&valid(&[(FILE, &store)])).into_iter().filter(|line| line.contains("is for tests")).collect();
+    let message = "is for tests: every replica asks the store several times within it";
+    assert_eq!(seen, [format!("store.staleness_limit: 900ms {message}"), format!("store.publish_lag: 1ms {message}")]);
+    let store = format!("{POSTGRES}\nstaleness_limit = \"1s\"\npublish_lag = \"1s\"");
+    assert!(!words(&valid(&[(FILE, &store)])).iter().any(|line| line.contains("is for tests")));
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod api;
 pub mod kms_proxy;
 pub mod localstack;
 pub mod ports;
+pub mod postgres;
 pub mod strict_verifier;
 pub mod tools;
 

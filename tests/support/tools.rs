@@ -39,6 +39,11 @@ pub fn promtool() -> PathBuf {
     tool("JWKSD_TEST_PROMTOOL", "/usr/bin/promtool")
 }
 
+/// A program of the PostgreSQL server, which Debian keeps out of `PATH`.
+pub fn postgres_program(name: &str) -> PathBuf {
+    tool("JWKSD_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin").join(name)
+}
+
 /// The library to put into `LD_PRELOAD` so that a process sees another time (with `FAKETIME` beside it).
 pub fn faketime_library() -> PathBuf {
     let default = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);

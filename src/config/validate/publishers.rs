@@ -1,6 +1,6 @@
 //! Publishers: where else the documents of an issuer are written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::config::problem::Report;
@@ -135,33 +135,52 @@ fn check_prefix(prefix: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// No two publishers write one document, and none of them a file where another one needs a folder.
+/// No two publishers write one document, and none of them a file where a folder is needed.
 pub(super) fn refuse_collisions(publishers: &[Publisher], issuers: &[IssuerPolicy], report: &mut Report) {
     let issuers: HashMap<&Name, &IssuerPolicy> = issuers.iter().map(|issuer| (&issuer.name, issuer)).collect();
-    let mut written: HashMap<String, &Publisher> = HashMap::new();
-    let mut above: HashMap<String, &Publisher> = HashMap::new();
+    let mut taken = Taken::default();
     for publisher in publishers {
         let Some(issuer) = issuers.get(&publisher.issuer).filter(|issuer| !issuer.url.is_empty()) else { continue };
-        let places: Vec<_> = documents(issuer).iter().map(|document| place(&publisher.kind, document)).collect();
-        if let Some((place, first)) = places.iter().find_map(|place| Some((place, written.get(place)?))) {
-            let message = format_args!("{place} is written by {} too: give each its own place", first.table());
+        let places = documents(issuer).iter().map(|document| place(&publisher.kind, document)).collect();
+        if let Err(message) = taken.add(publisher, places) {
             report.refuse(publisher.table(), message);
-            continue;
         }
-        let folders = || places.iter().flat_map(|place| parents(&publisher.kind, place));
-        let file_over = folders().find_map(|folder| Some((folder, *written.get(folder)?)));
-        let under = || places.iter().find_map(|place| Some((place.as_str(), *above.get(place)?)));
-        if let Some((place, first)) = file_over.or_else(under) {
-            let message = format_args!(
-                "{place} would be a file for one and a folder for the other of this and {}: give them different folders, \
+    }
+}
+
+/// What publishers write, and the folders above.
+#[derive(Default)]
+struct Taken<'a> {
+    files: HashMap<String, &'a Publisher>,
+    folders: HashMap<String, &'a Publisher>,
+}
+
+impl<'a> Taken<'a> {
+    fn add(&mut self, publisher: &'a Publisher, files: Vec<String>) -> Result<(), String> {
+        if let Some((file, first)) = files.iter().find_map(|file| Some((file, self.files.get(file)?))) {
+            return Err(format!("{file} is written by {} too: give each its own place", first.table()));
+        }
+        let folders: HashSet<String> = files.iter().flat_map(|file| parents(&publisher.kind, file)).collect();
+        if let Some(both) = files.iter().find(|file| folders.contains(*file)) {
+            return Err(format!(
+                "{both} would be both a file and a folder, by the jwks_paths of issuer.{}: change these, or use kind = \
+                 \"s3\"",
+                publisher.issuer
+            ));
+        }
+        let over = folders.iter().filter_map(|folder| Some((folder, self.files.get(folder)?)));
+        let under = files.iter().filter_map(|file| Some((file, self.folders.get(file)?)));
+        // The least, so that the message does not change from one reading to the next.
+        if let Some((both, first)) = over.chain(under).min_by_key(|(place, _)| *place) {
+            return Err(format!(
+                "{both} would be a file for one and a folder for the other of this and {}: give them different folders, \
                  or one issuer discovery = \"off\"",
                 first.table()
-            );
-            report.refuse(publisher.table(), message);
-            continue;
+            ));
         }
-        above.extend(folders().map(|folder| (folder.to_owned(), publisher)));
-        written.extend(places.into_iter().map(|place| (place, publisher)));
+        self.folders.extend(folders.into_iter().map(|folder| (folder, publisher)));
+        self.files.extend(files.into_iter().map(|file| (file, publisher)));
+        Ok(())
     }
 }
 
@@ -178,9 +197,14 @@ fn place(kind: &PublisherKind, document: &str) -> String {
 }
 
 /// The folders above a file. S3 has none.
-fn parents<'a>(kind: &PublisherKind, place: &'a str) -> impl Iterator<Item = &'a str> {
-    let is_file = matches!(kind, PublisherKind::File { .. });
-    Path::new(place).ancestors().skip(1).filter_map(Path::to_str).filter(move |folder| is_file && !folder.is_empty())
+fn parents(kind: &PublisherKind, file: &str) -> Vec<String> {
+    match kind {
+        PublisherKind::File { .. } => {
+            let folders = Path::new(file).ancestors().skip(1).filter_map(Path::to_str);
+            folders.filter(|folder| !folder.is_empty()).map(str::to_owned).collect()
+        }
+        PublisherKind::S3 { .. } => Vec::new(),
+    }
 }
 
 /// The folders that publishers write to.

@@ -57,11 +57,13 @@ impl Kind {
 /// What the store adds to every policy; the defaults where the store's table could not be read.
 pub(super) fn sharing(raw: Option<&raw::Store>, replicates: bool) -> Sharing {
     let Some(raw) = raw else { return Sharing::default() };
+    // Zero is accepted where it says nothing: a file store without replicas.
+    let given = |limit: Option<Span>| limit.filter(|limit| !limit.is_zero());
     match raw.kind.as_deref() {
         // A file store that no replica fetches from is always confirmed and shows at once what was written.
         kind if replicates || matches!(kind, Some("postgres" | "upstream")) => Sharing {
-            staleness_limit: raw.staleness_limit.unwrap_or(DEFAULT_STALENESS_LIMIT),
-            publish_lag: raw.publish_lag.unwrap_or(DEFAULT_PUBLISH_LAG),
+            staleness_limit: given(raw.staleness_limit).unwrap_or(DEFAULT_STALENESS_LIMIT),
+            publish_lag: given(raw.publish_lag).unwrap_or(DEFAULT_PUBLISH_LAG),
         },
         _ => Sharing::default(),
     }
@@ -73,13 +75,14 @@ pub(super) fn validate(raw: Option<raw::Store>, role: Option<ProcessRole>, repor
     if let (Some(kind), Some(role)) = (kind, role) {
         check_role(kind, role, report);
     }
-    let initialise = initialise(raw.initialise.clone(), kind?, role, report);
-    refuse_foreign_keys(&raw, kind?, report);
-    limits(&raw, role, report);
+    let initialise = initialise(raw.initialise.clone(), kind, role, report);
+    let kind = kind?;
+    refuse_foreign_keys(&raw, kind, report);
+    limits(&raw, kind, role, report);
     let staleness_limit = raw.staleness_limit.unwrap_or(DEFAULT_STALENESS_LIMIT);
     let publish_lag = raw.publish_lag.unwrap_or(DEFAULT_PUBLISH_LAG);
-    let state_path = raw.state_path.clone().filter(|_| kind != Some(Kind::File));
-    let kind = match kind? {
+    let state_path = raw.state_path.clone().filter(|_| kind != Kind::File);
+    let kind = match kind {
         Kind::File => {
             let advice = "name the folder for keyrings, such as \"data/keyrings\"";
             StoreKind::File { path: report.require("store.path", raw.path, advice)? }
@@ -131,8 +134,8 @@ fn check_role(kind: Kind, role: ProcessRole, report: &mut Report) {
     }
 }
 
-fn initialise(given: Option<String>, kind: Kind, role: Option<ProcessRole>, report: &mut Report) -> Initialise {
-    if kind == Kind::Upstream {
+fn initialise(given: Option<String>, kind: Option<Kind>, role: Option<ProcessRole>, report: &mut Report) -> Initialise {
+    if kind == Some(Kind::Upstream) {
         if given.is_some() {
             report.refuse(
                 "store.initialise",
@@ -180,7 +183,10 @@ fn refuse_foreign_keys(raw: &raw::Store, kind: Kind, report: &mut Report) {
 }
 
 /// The limits of shared stores.
-fn limits(raw: &raw::Store, role: Option<ProcessRole>, report: &mut Report) {
+fn limits(raw: &raw::Store, kind: Kind, role: Option<ProcessRole>, report: &mut Report) {
+    if kind == Kind::File {
+        return;
+    }
     if raw.staleness_limit.is_some_and(Span::is_zero) {
         let message = "0s would stop every signature: no replica confirms its keyrings at every moment";
         report.refuse("store.staleness_limit", message);
@@ -189,8 +195,15 @@ fn limits(raw: &raw::Store, role: Option<ProcessRole>, report: &mut Report) {
         let message = "0s is not to be had: a replica publishes what another one wrote only once it has read it";
         report.refuse("store.publish_lag", message);
     }
+    let shared = [("staleness_limit", raw.staleness_limit), ("publish_lag", raw.publish_lag)];
+    for (key, given) in shared {
+        if let Some(given) = given.filter(|given| !given.is_zero() && *given < Span::SECOND) {
+            let message = format_args!("{given} is for tests: every replica asks the store several times within it");
+            report.warn(format_args!("store.{key}"), message);
+        }
+    }
     if role == Some(ProcessRole::Signer) {
-        for (key, given) in [("staleness_limit", raw.staleness_limit), ("publish_lag", raw.publish_lag)] {
+        for (key, given) in shared {
             if given.is_some() {
                 let message = "has no effect with role = \"signer\": it goes by the policies that managers stored";
                 report.warn(format_args!("store.{key}"), message);

@@ -13,7 +13,7 @@ use crate::seal::cipher::random_id;
 use crate::seal::data_keys::{DataKeySecret, DataKeys};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::record::{FORMAT, Header, Kind, seal_record};
-use crate::store::{Document, Store};
+use crate::store::{Document, Store, StoreError};
 
 /// What is known of the seal without using it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ impl Ledger {
         let found = Self::inspect(store.as_ref(), seal).await?;
         if found == Initialisation::Fresh {
             let mark = json!({ "format": FORMAT, "kind": "initialising", "started_at": now });
-            store.replace(&Document::Initialising, None, format!("{mark:#}\n").as_bytes()).await?;
+            let marked = store.replace(&Document::Initialising, None, format!("{mark:#}\n").as_bytes()).await;
+            unless_another_was_faster(store.as_ref(), marked)?;
         }
         let kek = make_seal().await?;
         if found != Initialisation::Initialised {
@@ -116,6 +117,14 @@ async fn write_installation(store: &dyn Store, kek: &dyn KeyEncryptionKey, now: 
         Header { kind: Kind::Installation, name: INSTALLATION, lineage: &random_id(), generation: 1, previous: None };
     let location = store.locate(&Document::Installation);
     let bytes = seal_record(&location, &header, &installation, &keys)?;
-    store.replace(&Document::Installation, None, &bytes).await?;
-    Ok(())
+    let written = store.replace(&Document::Installation, None, &bytes).await;
+    Ok(unless_another_was_faster(store, written)?)
+}
+
+/// Two replicas may initialise a shared store at once: what the first one wrote is what both open.
+fn unless_another_was_faster(store: &dyn Store, written: Result<(), StoreError>) -> Result<(), StoreError> {
+    match written {
+        Err(StoreError::Conflict { .. }) if store.shared().is_some() => Ok(()),
+        written => written,
+    }
 }
