@@ -114,8 +114,7 @@ async fn served_keys(source: &str, keysets: &[Name], global: &Global) -> Result<
     let mut keys = Vec::new();
     for parsed in parse_jwks(&document).map_err(|error| wrong(&error))? {
         let parsed = parsed.map_err(|error| wrong(&error))?;
-        let named = parsed.alg.as_deref().and_then(|alg| parsed.public.algorithm_named(alg));
-        let algorithm = named.or_else(|| parsed.public.algorithms().first().copied());
+        let algorithm = parsed.algorithm.or_else(|| parsed.public.algorithms().first().copied());
         let algorithm = algorithm.ok_or_else(|| wrong(&"a key fits no algorithm that jwksd has"))?;
         keys.push(ServedKey { kid: parsed.kid_or_thumbprint(), algorithm, public: parsed.public });
     }

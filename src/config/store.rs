@@ -52,7 +52,7 @@ pub struct Postgres {
 /// The replication listeners of managers, which hand sealed records to signers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// Base URLs in the order of preference, without a slash at the end; at least one.
+    /// Base URLs, without a slash at the end; at least one. Any of them will do: replicas spread over them.
     pub urls: Vec<String>,
     /// What this signer shows them.
     pub token: SecretSource,

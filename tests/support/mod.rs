@@ -10,7 +10,7 @@
 pub mod api;
 pub mod kms_proxy;
 pub mod localstack;
-mod ports;
+pub mod ports;
 pub mod postgres;
 pub mod strict_verifier;
 pub mod tcp_proxy;
@@ -42,6 +42,8 @@ pub struct DaemonBuilder {
     tables: String,
     /// What stands in `[seal]` and below.
     seal: String,
+    /// What stands in `[store]`, for a signer of somebody else's records, who has no admin listener.
+    signer_store: Option<String>,
     signer: Signer,
     environment: Vec<(String, String)>,
 }
@@ -93,7 +95,13 @@ pub struct Metrics(pub String);
 impl Daemon {
     pub fn builder() -> DaemonBuilder {
         let seal = "kind = \"file\"\npath = \"seal.key\"".to_owned();
-        DaemonBuilder { tables: String::new(), seal, signer: Signer::Loopback, environment: Vec::new() }
+        DaemonBuilder {
+            tables: String::new(),
+            seal,
+            signer_store: None,
+            signer: Signer::Loopback,
+            environment: Vec::new(),
+        }
     }
 
     /// The address of a TCP listener with a path on it.
@@ -236,7 +244,7 @@ impl Daemon {
 
     /// Waits for the listeners of a process that was started, or for its exit status.
     pub async fn listens(&mut self) -> Result<(), ExitStatus> {
-        for listener in ["public", "signer", "admin", "ops"] {
+        for listener in self.builder.listeners() {
             let wanted = |line: &LogLine| line.message() == "listening" && line.field("listener") == listener;
             let process = self.process.as_ref().expect("the daemon was started");
             match process.log_line(&format!("the {listener} listener"), wanted).await {
@@ -336,6 +344,17 @@ impl DaemonBuilder {
         self
     }
 
+    /// Makes it a process of the role `signer`; `toml` stands in its `[store]`.
+    pub fn signer_of(mut self, toml: &str) -> Self {
+        self.signer_store = Some(toml.to_owned());
+        self
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let admin = self.signer_store.is_none().then_some("admin");
+        ["public", "signer"].into_iter().chain(admin).chain(["ops"])
+    }
+
     /// Applications come over a Unix socket instead of loopback TCP.
     pub fn signer_on_unix_socket(mut self) -> Self {
         self.signer = Signer::UnixSocket;
@@ -361,7 +380,7 @@ impl DaemonBuilder {
         let folder = TempDir::new().expect("a temporary folder");
         let mut reserved = Vec::new();
         let mut listen = BTreeMap::new();
-        for listener in ["public", "signer", "admin", "ops"] {
+        for listener in self.listeners() {
             let address = if listener == "signer" && self.signer == Signer::UnixSocket {
                 format!("unix:{}", folder.path().join("signer.sock").display())
             } else {
@@ -378,18 +397,18 @@ impl DaemonBuilder {
     }
 
     fn config(&self, listen: &BTreeMap<&str, String>) -> String {
-        let mut toml = String::new();
+        let mut toml = self.signer_store.iter().map(|_| "role = \"signer\"\n\n").collect::<String>();
         for (listener, address) in listen {
             let _ = writeln!(toml, "[{listener}]\nlisten = \"{address}\"\n");
         }
         if self.signer == Signer::LoopbackWithToken {
             let _ = writeln!(toml, "[signer.client.app]\ntoken_file = \"client.token\"\n");
         }
-        toml.push_str(
-            "[log]\nformat = \"json\"\n\n\
-             [admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n\
-             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n",
-        );
+        toml.push_str("[log]\nformat = \"json\"\n\n");
+        let store = self.signer_store.as_ref().map(|store| format!("[store]\n{store}\n\n"));
+        let own = "[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n\
+             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n";
+        toml.push_str(store.as_deref().unwrap_or(own));
         let _ = writeln!(toml, "[seal]\n{}\n", self.seal);
         toml + &self.tables
     }

@@ -83,6 +83,11 @@ impl Relay {
         self.changes.subscribe()
     }
 
+    /// How many see changes now: requests that wait, among others.
+    pub fn listeners(&self) -> usize {
+        self.changes.receiver_count()
+    }
+
     /// How fresh this is.
     pub fn confirmation(&self) -> Confirmation {
         let age = match (self.store.shared(), self.served().confirmed()) {

@@ -95,18 +95,20 @@ impl UpstreamStore {
         let begun = self.clock.boot();
         let answer = self.line.ask(&question).await?;
         let took = self.clock.boot().saturating_sub(begun);
+        if !matches!(answer.status, StatusCode::OK | StatusCode::NOT_MODIFIED) {
+            return Err(Fault::refused(&answer));
+        }
         let revision = Revision(header(&answer.headers, ETAG.as_str())?.to_owned());
-        let documents = match answer.status {
-            StatusCode::NOT_MODIFIED if known == Some(&revision) => None,
-            StatusCode::NOT_MODIFIED => return Err(Fault::Protocol("its 304 is about other records")),
-            StatusCode::OK => Some(self.take(&revision, &answer.body)?),
-            _ => return Err(Fault::refused(&answer)),
-        };
         let store_time = Timestamp::parse_rfc3339(header(&answer.headers, wire::STORE_TIME)?);
         let store_time = store_time.ok_or(Fault::Protocol("its store time is none"))?;
         // What it was not held back for it may have spent on its way back, growing old.
         let on_its_way = took.saturating_sub(millis(&answer.headers, wire::WAITED)?);
         let age = millis(&answer.headers, wire::AGE)?.as_millis().saturating_add(on_its_way.as_millis());
+        let documents = match answer.status {
+            StatusCode::OK => Some(self.take(&revision, &answer.body)?),
+            _ if known == Some(&revision) => None,
+            _ => return Err(Fault::Protocol("its 304 is about other records")),
+        };
         Ok(Heads { revision, store_time, age: Span::from_millis(age), documents })
     }
 
@@ -223,7 +225,7 @@ impl Store for UpstreamStore {
             Document::Keyring(name) => Some(name),
             _ => None,
         };
-        Ok(entries.into_iter().filter_map(|(document, _)| keyring(document)).collect())
+        Ok(entries.into_keys().filter_map(keyring).collect())
     }
 
     fn shared(&self) -> Option<&dyn SharedStore> {
