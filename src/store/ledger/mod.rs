@@ -162,6 +162,11 @@ impl Ledger {
         Arc::clone(&self.keys)
     }
 
+    /// Whether several replicas may use its store.
+    pub fn is_shared(&self) -> bool {
+        self.store.shared().is_some()
+    }
+
     /// The installation as it was last read or written.
     pub fn installation(&self) -> Arc<Installation> {
         Arc::clone(&self.installation.load().body)
