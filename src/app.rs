@@ -21,7 +21,7 @@ use crate::backend::Backend;
 use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
-use crate::config::{Address, Config, Listener, Loaded, Source};
+use crate::config::{Address, Config, Listener, Loaded, Publisher, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, Settings, StartError};
 use crate::http::admin::AdminState;
@@ -99,11 +99,26 @@ fn explained(errors: Vec<StartError>, loaded: &Loaded) -> Vec<String> {
 
 /// Before anything is made: where nothing is stored yet every keyset is new, and must fit.
 fn refuse_unfit_first_start(loaded: &Loaded) -> Result<(), AppError> {
-    if loaded.timing.is_empty() || loaded.config.store.path.try_exists().unwrap_or(true) {
+    // What a shared store holds is not known before it is asked.
+    let Some(path) = loaded.config.store.file_path() else { return Ok(()) };
+    if loaded.timing.is_empty() || path.try_exists().unwrap_or(true) {
         return Ok(());
     }
     let told = loaded.timing.iter().map(|finding| format!("{}: {}", finding.path(), finding.message));
     Err(AppError::Unfit(told.collect()))
+}
+
+/// What a configuration may ask for and this build does not do: better no daemon than one that leaves it out.
+fn refuse_unserved(config: &Config) -> Result<(), AppError> {
+    let replication = config.replication.is_some().then(|| "replication".to_owned());
+    let publishers = config.publishers.iter().map(Publisher::table);
+    let refused: Vec<_> = replication.into_iter().chain(publishers).collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(AppError::Unfit(
+        refused.iter().map(|key| format!("{key}: this build does not serve it; leave it out")).collect(),
+    ))
 }
 
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
@@ -147,6 +162,7 @@ impl App {
         raise_open_file_limit();
         // What changes from here on is noticed: everything is read after this.
         let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
+        refuse_unserved(&config)?;
         refuse_unfit_first_start(&loaded)?;
         // All listeners bind before anything is changed or answered.
         let sockets = bind_all(&config)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jwksd::config::{
     self, Address, ClientCredential, Config, ConfigErrors, Format, Initialise, Loaded, LogFormat, LogLevel, Role,
-    Source, TokenSource, Watch,
+    SecretSource, Source, Watch,
 };
 use jwksd::keyring::algorithm::{Algorithm, EdLabel, RsaBits};
 use jwksd::keyring::policy::{Bootstrap, Discovery};
@@ -606,7 +606,7 @@ fn listeners_and_credentials_are_read() {
     assert_eq!((&job.keysets, &job.audiences), (&None, &None));
     let token = &config.admin.as_ref().unwrap().tokens[0];
     assert_eq!((token.name.as_str(), token.role), ("operator", Role::Operator));
-    assert_eq!(token.source, TokenSource::File("data/admin.token".into()));
+    assert_eq!(token.source, SecretSource::File("data/admin.token".into()));
     assert_eq!(config.reloadable_files(), [PathBuf::from("data/admin.token"), "job.token".into()]);
 }
 
@@ -652,7 +652,7 @@ fn the_environment_overrides_single_values() {
         ("HOME", "/root"),
     ]);
     let config = config::load(&toml(BASE), good).unwrap().config;
-    assert_eq!(config.public.address.to_string(), "127.0.0.1:9000");
+    assert_eq!(config.public.unwrap().address.to_string(), "127.0.0.1:9000");
     assert_eq!(config.keysets[0].policy.algorithm, Algorithm::Rs256 { rsa_bits: RsaBits::B4096 });
     assert_eq!(config.keysets[0].policy.rotation.propagation, Span::parse("2d").unwrap());
     assert!(config.log.signatures);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 
-use crate::config::{ClientCredential, Config, Role, Secret, SecretError, TokenSource};
+use crate::config::{ClientCredential, Config, Role, Secret, SecretError, SecretSource};
 use crate::engine::Engine;
 use crate::http::auth::{Authenticator, TokenError, TokenSet};
 use crate::http::signer::{Clients, Grant};
@@ -78,8 +78,8 @@ impl Credentials {
         for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
             let key = format!("admin.token.{}", token.name);
             let secret = match &token.source {
-                TokenSource::File(path) => read_file(&format!("{key}.file"), path)?,
-                TokenSource::Environment(name) => Secret::from_env(name, environment(name))
+                SecretSource::File(path) => read_file(&format!("{key}.file"), path)?,
+                SecretSource::Environment(name) => Secret::from_env(name, environment(name))
                     .map_err(|source| AccessError::Secret { key: key.clone(), source })?,
             };
             let added = admins.insert(token.name.clone(), secret.expose(), token.role);

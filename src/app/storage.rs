@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AppError;
 use super::access::{AccessError, fresh_token};
 use crate::aws_kms::SdkKms;
-use crate::config::{Config, Initialise, SealKey, TokenSource};
+use crate::config::{Config, Initialise, SealKey, SecretSource, StoreKind};
 use crate::keyring::time::Timestamp;
 use crate::seal::aws_kms::{AwsKmsKey, CallCounter};
 use crate::seal::file::{FileKey, write_new};
@@ -61,13 +61,14 @@ impl Unsealing {
 
 /// Opens what is initialised; initialises what is empty where the configuration allows it. Asks nobody elsewhere.
 pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppError> {
-    if config.store.initialise == Initialise::Never && !exists(&config.store.path) {
-        return Err(AppError::NotInitialised { path: config.store.path.clone() });
+    let path = folder(config)?;
+    if config.store.initialise == Initialise::Never && !exists(path) {
+        return Err(AppError::NotInitialised { path: path.to_owned() });
     }
     let evidence = seal_evidence(config)?;
     let store: Arc<dyn Store> = match config.store.initialise {
-        Initialise::Never => Arc::new(FileStore::open(&config.store.path)?),
-        Initialise::IfEmpty => Arc::new(FileStore::create(&config.store.path)?),
+        Initialise::Never => Arc::new(FileStore::open(path)?),
+        Initialise::IfEmpty => Arc::new(FileStore::create(path)?),
     };
     let remote = evidence == SealEvidence::Unknown;
     match Ledger::inspect(store.as_ref(), evidence).await? {
@@ -77,9 +78,7 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppE
         }
         Initialisation::Initialised => Ok(Opened::Ledger(open_initialised(config, store).await?)),
         // `jwksd init` began and did not end; or it never ran.
-        _ if config.store.initialise == Initialise::Never => {
-            Err(AppError::NotInitialised { path: config.store.path.clone() })
-        }
+        _ if config.store.initialise == Initialise::Never => Err(AppError::NotInitialised { path: path.to_owned() }),
         _ if remote => {
             announce(make_tokens(config)?);
             let claims = Unauthenticated::uninitialised(store.clone());
@@ -102,7 +101,7 @@ fn announce(made: Vec<String>) {
 /// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
 pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
     let evidence = seal_evidence(config)?;
-    let store: Arc<dyn Store> = Arc::new(FileStore::create(&config.store.path)?);
+    let store: Arc<dyn Store> = Arc::new(FileStore::create(folder(config)?)?);
     if Ledger::inspect(store.as_ref(), evidence).await? == Initialisation::Initialised {
         open_initialised(config, store).await?;
         let made = make_tokens(config)?;
@@ -116,10 +115,11 @@ pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, 
 pub async fn open_for_maintenance(
     config: &Config,
 ) -> Result<(Arc<dyn Store>, Vec<Arc<dyn KeyEncryptionKey>>), AppError> {
-    if !exists(&config.store.path) {
-        return Err(AppError::NotInitialised { path: config.store.path.clone() });
+    let path = folder(config)?;
+    if !exists(path) {
+        return Err(AppError::NotInitialised { path: path.to_owned() });
     }
-    let store: Arc<dyn Store> = Arc::new(FileStore::open(&config.store.path)?);
+    let store: Arc<dyn Store> = Arc::new(FileStore::open(path)?);
     Ok((store, keys(config, &Arc::default())?))
 }
 
@@ -173,7 +173,7 @@ async fn make(
         Ok(key)
     };
     let ledger = Ledger::initialise(store, evidence, seal, now).await?;
-    made.push(format!("the store {}", config.store.path.display()));
+    made.push(format!("the store {}", folder(config)?.display()));
     Ok((ledger, made))
 }
 
@@ -190,8 +190,8 @@ fn make_tokens(config: &Config) -> Result<Vec<String>, AppError> {
 fn missing_tokens(config: &Config) -> Vec<PathBuf> {
     let tokens = config.admin.iter().flat_map(|admin| &admin.tokens);
     let files = tokens.filter_map(|token| match &token.source {
-        TokenSource::File(path) => Some(path.clone()),
-        TokenSource::Environment(_) => None,
+        SecretSource::File(path) => Some(path.clone()),
+        SecretSource::Environment(_) => None,
     });
     files.filter(|path| !exists(path)).collect()
 }
@@ -202,6 +202,19 @@ fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
         SealKey::File { .. } => SealEvidence::Missing,
         SealKey::AwsKms { .. } => SealEvidence::Unknown,
     })
+}
+
+/// The folder of the store.
+fn folder(config: &Config) -> Result<&Path, AppError> {
+    match &config.store.kind {
+        StoreKind::File { path } => Ok(path),
+        StoreKind::Postgres(_) | StoreKind::Upstream(_) => {
+            let kind = config.store.kind.as_str();
+            Err(AppError::Unfit(vec![format!(
+                "store.kind: this build cannot open a store of kind {kind:?}; use \"file\""
+            )]))
+        }
+    }
 }
 
 /// Unreadable counts as there.

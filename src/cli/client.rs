@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::print::plain;
 use super::{Failure, Global, variable};
-use crate::config::{Address, Config, Listener, Role, Secret, TokenSource, load};
+use crate::config::{Address, Config, Listener, Role, Secret, SecretSource, load};
 use crate::engine::chain;
 
 /// How long an answer may take: longer than any deadline of the daemon.
@@ -256,7 +256,7 @@ fn describe(error: &reqwest::Error) -> String {
 
 fn configured(config: &Config, which: Which) -> Result<String, Failure> {
     let (table, listener) = match which {
-        Which::Public => ("public", Some(&config.public)),
+        Which::Public => ("public", config.public.as_ref()),
         Which::Signer => ("signer", config.signer.as_ref().map(|signer| &signer.listener)),
         Which::Admin => ("admin", config.admin.as_ref().map(|admin| &admin.listener)),
         Which::Ops => ("ops", config.ops.as_ref()),
@@ -298,8 +298,8 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
     let config = configuration(global)?;
     let tokens = config.admin.iter().flat_map(|admin| &admin.tokens);
     let mut files = tokens.filter_map(|token| match &token.source {
-        TokenSource::File(path) => Some((token.role != Role::Operator, path)),
-        TokenSource::Environment(_) => None,
+        SecretSource::File(path) => Some((token.role != Role::Operator, path)),
+        SecretSource::Environment(_) => None,
     });
     let first = files.by_ref().min_by_key(|(viewer, _)| *viewer);
     let (_, path) = first

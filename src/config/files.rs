@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::problem::Problem;
 use super::secret::{Secret, SecretError, SecretProblem, loose_mode};
-use super::{ClientCredential, Config, SealKey, TokenSource};
+use super::{ClientCredential, Config, SealKey, SecretSource, StoreKind};
 
 /// Tokens shorter than this, in bytes, can be guessed.
 const SHORTEST_TOKEN: usize = 16;
@@ -35,10 +35,16 @@ pub fn examine_files(config: &Config) -> FileReport {
         }
     }
     for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
-        if let TokenSource::File(path) = &token.source {
+        if let SecretSource::File(path) = &token.source {
             report.token(format!("admin.token.{}.file", token.name), path, true);
         }
     }
+    for client in config.replication.iter().flat_map(|listener| &listener.clients) {
+        if let SecretSource::File(path) = &client.token {
+            report.token(format!("replication.client.{}.token_file", client.name), path, false);
+        }
+    }
+    report.store(&config.store.kind);
     for (table, key) in config.seal.keys() {
         let SealKey::File { path } = key else { continue };
         if table != "seal" {
@@ -63,6 +69,28 @@ impl FileReport {
     fn private(&mut self, key: String, path: &Path) {
         let mode = std::fs::metadata(path).map(|metadata| metadata.mode()).unwrap_or(0);
         self.warnings.extend(loose_mode(path, mode).map(|message| Problem { path: key, message }));
+    }
+
+    fn store(&mut self, kind: &StoreKind) {
+        let ca_file = match kind {
+            StoreKind::File { .. } => None,
+            StoreKind::Postgres(postgres) => {
+                if let SecretSource::File(path) = &postgres.url {
+                    self.readable("store.url_file".to_owned(), path);
+                    self.private("store.url_file".to_owned(), path);
+                }
+                postgres.ca_file.as_ref()
+            }
+            StoreKind::Upstream(upstream) => {
+                if let SecretSource::File(path) = &upstream.token {
+                    self.token("store.token_file".to_owned(), path, false);
+                }
+                upstream.ca_file.as_ref()
+            }
+        };
+        if let Some(path) = ca_file {
+            self.readable("store.ca_file".to_owned(), path);
+        }
     }
 
     fn token(&mut self, key: String, path: &Path, may_be_absent: bool) {

@@ -8,15 +8,18 @@ mod env;
 mod files;
 mod load;
 mod problem;
+mod publisher;
 mod raw;
+mod restart;
 mod secret;
+mod store;
 mod validate;
 mod value;
 mod watch;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::keyring::name::Name;
 use crate::keyring::policy::{IssuerPolicy, Policy};
@@ -26,33 +29,53 @@ pub use env::PREFIX as ENVIRONMENT_PREFIX;
 pub use files::{FileReport, examine_files};
 pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
 pub use problem::Problem;
+pub use publisher::{Publisher, PublisherKind};
 pub use raw::{KnownKey, known_keys};
+pub use restart::restart_needed;
 pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
+pub use store::{Initialise, Postgres, Store, StoreKind, Upstream};
 pub use value::Format;
 pub use watch::{ContentDigest, POLL_INTERVAL, Watch};
 
 /// What one daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Verifiers: key sets and discovery.
-    pub public: Listener,
+    pub role: ProcessRole,
+    /// Verifiers: key sets and discovery; `None`, which only a signer may have: off.
+    pub public: Option<Listener>,
     /// Applications; `None`: off.
     pub signer: Option<Signer>,
     /// Operators; `None`: off.
     pub admin: Option<Admin>,
     /// Liveness, readiness, metrics; `None`: off.
     pub ops: Option<Listener>,
+    /// Signers without access to the store; `None`: off.
+    pub replication: Option<Replication>,
     pub store: Store,
     pub seal: Seal,
-    /// In the order of the file.
+    /// In the order of the file; none for a signer, which goes by what is stored.
     pub issuers: Vec<IssuerPolicy>,
-    /// In the order of the file, which the published key sets follow.
+    /// In the order of the file, which the published key sets follow; none for a signer, which goes by what is stored.
     pub keysets: Vec<Keyset>,
+    /// In the order of the file.
+    pub publishers: Vec<Publisher>,
     /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
     pub aws_kms: AwsKms,
     pub log: Log,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
+}
+
+/// What this process does among the replicas of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ProcessRole {
+    /// Manages, publishes and signs.
+    #[default]
+    All,
+    /// Makes and rotates keys and publishes; signs nothing for applications.
+    Manager,
+    /// Signs, and publishes, by what managers stored; changes nothing.
+    Signer,
 }
 
 /// A keyset and all that is to hold for it, defaults included.
@@ -132,7 +155,7 @@ pub struct AdminToken {
     /// Who acts, in the audit log.
     pub name: Name,
     pub role: Role,
-    pub source: TokenSource,
+    pub source: SecretSource,
 }
 
 /// What the holder of an admin token may do.
@@ -144,32 +167,27 @@ pub enum Role {
     Operator,
 }
 
-/// Where a token is to be found.
+/// The listener for signers that have no access to the store: it serves sealed records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replication {
+    pub listener: Listener,
+    /// At least one.
+    pub clients: Vec<ReplicationClient>,
+}
+
+/// A signer, or several with one token, that may read sealed records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicationClient {
+    pub name: Name,
+    pub token: SecretSource,
+}
+
+/// Where a secret is to be found.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TokenSource {
+pub enum SecretSource {
     File(PathBuf),
     /// The name of an environment variable.
     Environment(String),
-}
-
-/// The store of kind `file`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Store {
-    pub path: PathBuf,
-    pub initialise: Initialise,
-    /// For shared stores; the file store is always confirmed and does not use it.
-    pub staleness_limit: Span,
-    /// For shared stores; the file store does not use it.
-    pub publish_lag: Span,
-}
-
-/// Whether `serve` may set up a store where there is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Initialise {
-    /// Only `jwksd init` may.
-    #[default]
-    Never,
-    IfEmpty,
 }
 
 /// The key-encryption keys of kind `file`.
@@ -266,7 +284,9 @@ impl Config {
         let signer = self.signer.as_ref().map(|signer| ("signer", &signer.listener));
         let admin = self.admin.as_ref().map(|admin| ("admin", &admin.listener));
         let ops = self.ops.as_ref().map(|ops| ("ops", ops));
-        [Some(("public", &self.public)), signer, admin, ops].into_iter().flatten()
+        let public = self.public.as_ref().map(|public| ("public", public));
+        let replication = self.replication.as_ref().map(|replication| ("replication", &replication.listener));
+        [public, signer, admin, ops, replication].into_iter().flatten()
     }
 
     /// The keyset of that name.
@@ -279,7 +299,9 @@ impl Config {
         let tls = self.listeners().filter_map(|(_, listener)| listener.tls.as_ref());
         let mut files: Vec<PathBuf> = tls.flat_map(|tls| [tls.cert_file.clone(), tls.key_file.clone()]).collect();
         files.extend(self.signer.iter().flat_map(|signer| &signer.clients).filter_map(SignerClient::token_file));
-        files.extend(self.admin.iter().flat_map(|admin| &admin.tokens).filter_map(AdminToken::file));
+        let admins = self.admin.iter().flat_map(|admin| &admin.tokens).map(|token| &token.source);
+        let replicas = self.replication.iter().flat_map(|listener| &listener.clients).map(|client| &client.token);
+        files.extend(admins.chain(replicas).filter_map(SecretSource::file).cloned());
         files.sort();
         files.dedup();
         files
@@ -295,12 +317,40 @@ impl SignerClient {
     }
 }
 
-impl AdminToken {
-    fn file(&self) -> Option<PathBuf> {
-        match &self.source {
-            TokenSource::File(path) => Some(path.clone()),
-            TokenSource::Environment(_) => None,
+impl SecretSource {
+    /// The file, if it is one.
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            SecretSource::File(path) => Some(path),
+            SecretSource::Environment(_) => None,
         }
+    }
+}
+
+/// `file /run/secrets/token`, `variable ADMIN_TOKEN`.
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecretSource::File(path) => write!(f, "file {}", path.display()),
+            SecretSource::Environment(name) => write!(f, "variable {name}"),
+        }
+    }
+}
+
+impl ProcessRole {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ProcessRole::All => "all",
+            ProcessRole::Manager => "manager",
+            ProcessRole::Signer => "signer",
+        }
+    }
+}
+
+impl fmt::Display for ProcessRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -350,43 +400,6 @@ impl LogLevel {
             LogLevel::Trace => "trace",
         }
     }
-}
-
-/// What differs between `old` and `new` and is only taken up by a restart: listeners, store, seal, log format and level.
-/// Everything else (keysets, issuers, clients, tokens, certificates, deadlines) can be adopted while running.
-pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
-    let mut changes = Vec::new();
-    let mut compare = |path: &str, old: String, new: String| {
-        if old != new {
-            changes.push(format!("{path}: {old} → {new}"));
-        }
-    };
-    for table in ["public", "signer", "admin", "ops"] {
-        compare(table, describe_listener(old, table), describe_listener(new, table));
-    }
-    let path = |path: &Path| path.display().to_string();
-    compare("store.path", path(&old.store.path), path(&new.store.path));
-    compare("seal", old.seal.key.to_string(), new.seal.key.to_string());
-    compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
-    compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
-    compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
-    compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
-    changes
-}
-
-fn describe_listener(config: &Config, table: &str) -> String {
-    let Some((_, listener)) = config.listeners().find(|(name, _)| *name == table) else { return "off".to_owned() };
-    let tls = if listener.tls.is_some() { " with TLS" } else { "" };
-    match &listener.address {
-        Address::Tcp(_) => format!("{}{tls}", listener.address),
-        Address::Unix { mode, .. } => format!("{} (mode {mode:04o}){tls}", listener.address),
-    }
-}
-
-fn describe_previous(seal: &Seal) -> String {
-    let mut named: Vec<_> = seal.previous.iter().map(|seal| format!("{}={}", seal.name, seal.key)).collect();
-    named.sort();
-    if named.is_empty() { "none".to_owned() } else { named.join(", ") }
 }
 
 /// Whether an address belongs to one network segment (RFC 3927, RFC 4291 §2.5.6), where clouds keep the credentials of

@@ -86,6 +86,7 @@ tables! {
         signer: Signer,
         admin: Admin,
         ops: Public,
+        replication: Replication,
         store: Store,
         seal: Seal,
         issuer: Named<Issuer>,
@@ -132,6 +133,19 @@ tables! {
         secret: InlineToken,
         password: InlineToken,
     }
+    Replication {
+        listen: String,
+        socket_mode: String,
+        tls: Tls,
+        client: Named<ReplicationClient>,
+    }
+    ReplicationClient {
+        token_file: PathBuf,
+        token_env: String,
+        token: InlineToken,
+        secret: InlineToken,
+        password: InlineToken,
+    }
     Tls {
         cert_file: PathBuf,
         key_file: PathBuf,
@@ -145,6 +159,24 @@ tables! {
         initialise: String,
         staleness_limit: Span,
         publish_lag: Span,
+        state_path: PathBuf,
+        url_file: PathBuf,
+        url_env: String,
+        ca_file: PathBuf,
+        schema: String,
+        statement_timeout: Span,
+        connections: u32,
+        urls: Vec<String>,
+        token_file: PathBuf,
+        token_env: String,
+        keysets: Vec<String>,
+        url: InlineDatabase,
+        dsn: InlineDatabase,
+        user: InlineDatabase,
+        password: InlineDatabase,
+        token: InlineToken,
+        secret: InlineToken,
+        ca: InlinePem,
     }
     Seal {
         kind: String,
@@ -169,6 +201,18 @@ tables! {
         jwks_paths: Vec<String>,
         discovery: String,
         probes: Vec<String>,
+        publish: Named<Publisher>,
+    }
+    Publisher {
+        kind: String,
+        path: PathBuf,
+        bucket: String,
+        prefix: String,
+        region: String,
+        endpoint_url: String,
+        access_key_id: AwsCredentials,
+        secret_access_key: AwsCredentials,
+        session_token: AwsCredentials,
     }
     Defaults {
         rotation: Rotation,
@@ -250,9 +294,12 @@ refused! {
     MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
     AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
         profile, IRSA, EKS Pod Identity, instance role)";
-    InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where (`file` or \
-        `env` of an admin token, `token_file` of a signer client)";
-    InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and `key_file`";
+    InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where, with `file` or \
+        `env` for an admin token, `token_file` for a signer client, `token_file` or `token_env` for others";
+    InlineDatabase: "the database's URL, user and password do not stand in the configuration: write the whole URL \
+        (postgres://USER:PASSWORD@HOST/DATABASE) elsewhere and say where, with `url_file` or `url_env`";
+    InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
+        `key_file`, or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
         key in AWS KMS with `key_id`";
 }

@@ -74,7 +74,7 @@ fn deletion_window(path: &str, given: Span, report: &mut Report) -> u8 {
     }
 }
 
-fn is_region(text: &str) -> bool {
+pub(super) fn is_region(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     text.len() <= 64 && text.chars().all(allowed) && text.starts_with(|c: char| c.is_ascii_lowercase())
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::config::Keyset;
 use crate::config::problem::{Report, nearest, suggest};
 use crate::config::raw;
+use crate::config::{Keyset, ProcessRole};
 use crate::keyring::algorithm::{Algorithm, EdLabel, RsaBits};
 use crate::keyring::name::Name;
 use crate::keyring::policy::{Bootstrap, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
@@ -40,23 +40,34 @@ const BACKENDS: [&str; 2] = ["local", "aws-kms"];
 /// Backends that other releases have.
 const LATER_BACKENDS: [&str; 4] = ["openbao", "pkcs11", "gcp-kms", "azure-key-vault"];
 
+/// What a store that replicas share adds to every policy; zero for one that they do not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sharing {
+    pub(super) staleness_limit: Span,
+    pub(super) publish_lag: Span,
+}
+
 pub(super) fn validate(
     raw: Option<raw::Named<raw::Keyset>>,
     defaults: raw::Defaults,
     issuers: &[IssuerPolicy],
+    sharing: Sharing,
+    role: Option<ProcessRole>,
     report: &mut Report,
 ) -> Vec<Keyset> {
     let raw = raw.unwrap_or_default().entries;
-    if raw.is_empty() && !report.is_broken("keyset") {
+    let by_stored_policy = role == Some(ProcessRole::Signer);
+    if raw.is_empty() && !by_stored_policy && !report.is_broken("keyset") {
         report.refuse(
             "keyset",
             "no keyset is configured, so there is nothing to sign with: add [keyset.NAME] with `algorithm`",
         );
     }
-    let mut resolver = Resolver::new(defaults, issuers, report);
+    let mut resolver = Resolver::new(defaults, issuers, sharing, report);
     let keysets: Vec<_> = raw.into_iter().filter_map(|(name, raw)| resolver.keyset(name, raw)).collect();
     let used: HashSet<&Name> = keysets.iter().map(|keyset| &keyset.policy.issuer.name).collect();
-    for policy in issuers.iter().filter(|issuer| !used.contains(&issuer.name)) {
+    let idle = issuers.iter().filter(|issuer| !by_stored_policy && !used.contains(&issuer.name));
+    for policy in idle {
         report.warn(
             format_args!("issuer.{}", policy.name),
             "has no keyset: its key set has no keys and is answered with 503",
@@ -116,11 +127,12 @@ struct Resolver<'a> {
     issuer_names: Vec<&'a str>,
     /// Equal crontab lines are parsed, and their occurrences counted, once.
     lines: HashMap<(String, Option<String>), Schedule>,
+    sharing: Sharing,
     report: &'a mut Report,
 }
 
 impl<'a> Resolver<'a> {
-    fn new(mut defaults: raw::Defaults, issuers: &'a [IssuerPolicy], report: &'a mut Report) -> Self {
+    fn new(mut defaults: raw::Defaults, issuers: &'a [IssuerPolicy], sharing: Sharing, report: &'a mut Report) -> Self {
         // Judged here once, and not again in every keyset.
         let rotation = defaults.rotation.get_or_insert_default();
         if both_schedules("defaults.rotation", rotation, report) {
@@ -130,7 +142,7 @@ impl<'a> Resolver<'a> {
         issuer_names.sort_unstable();
         let issuers = issuers.iter().map(|issuer| (issuer.name.as_str(), issuer)).collect();
         defaults.tokens.get_or_insert_default();
-        Resolver { defaults, issuers, issuer_names, lines: HashMap::new(), report }
+        Resolver { defaults, issuers, issuer_names, lines: HashMap::new(), sharing, report }
     }
 
     fn keyset(&mut self, name: Name, raw: raw::Keyset) -> Option<Keyset> {
@@ -263,9 +275,8 @@ impl<'a> Resolver<'a> {
             bootstrap: choose(&bootstrap_at, bootstrap, &bootstraps, self.report).unwrap_or_default(),
             verifiers,
             clock_skew: clock_skew.or(shared_skew).unwrap_or(DEFAULT_CLOCK_SKEW),
-            // The file store is always confirmed and shows at once what it wrote.
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
+            staleness_limit: self.sharing.staleness_limit,
+            publish_lag: self.sharing.publish_lag,
         }
     }
 

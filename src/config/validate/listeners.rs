@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use crate::config::problem::{Report, suggest};
 use crate::config::raw;
 use crate::config::{
-    Address, Admin, AdminToken, ClientCredential, Listener, Role, Signer, SignerClient, TlsFiles, TokenSource,
+    Address, Admin, AdminToken, ClientCredential, Listener, ProcessRole, Replication, ReplicationClient, Role,
+    SecretSource, Signer, SignerClient, TlsFiles,
 };
 use crate::keyring::name::Name;
 use crate::keyring::time::Span;
 
+use super::secrets::{SecretKeys, TOKEN, secret};
 use super::{at_most, choose, quoted};
 
 const DEFAULT_SIGN_DEADLINE: Span = Span::from_secs(2);
@@ -21,39 +23,86 @@ const DEFAULT_SOCKET_MODE: u32 = 0o600;
 /// The size of `sun_path` less its terminating zero (unix(7)).
 const LONGEST_SOCKET_PATH: usize = 107;
 
+const ADMIN_TOKEN: SecretKeys =
+    SecretKeys { file: "file", env: "env", noun: "the token", inline: &["token", "value", "secret", "password"] };
+
 #[derive(Default)]
 pub(super) struct Listeners {
     pub(super) public: Option<Listener>,
     pub(super) signer: Option<Signer>,
     pub(super) admin: Option<Admin>,
     pub(super) ops: Option<Listener>,
+    pub(super) replication: Option<Replication>,
 }
 
+/// The tables of listeners, as they stand in the file.
+pub(super) struct Given {
+    pub(super) public: Option<raw::Public>,
+    pub(super) signer: Option<raw::Signer>,
+    pub(super) admin: Option<raw::Admin>,
+    pub(super) ops: Option<raw::Public>,
+    pub(super) replication: Option<raw::Replication>,
+}
+
+/// `keysets`: those that a client may name; `None`: whether there is one is not known.
 pub(super) fn validate(
-    public: Option<raw::Public>,
-    signer: Option<raw::Signer>,
-    admin: Option<raw::Admin>,
-    ops: Option<raw::Public>,
-    keysets: &HashSet<Name>,
+    given: Given,
+    role: Option<ProcessRole>,
+    keysets: Option<&HashSet<Name>>,
     report: &mut Report,
 ) -> Listeners {
-    let public = report.require(
-        "public",
-        public,
-        "without a public listener nothing is published, so no key may ever sign; add `listen = \"127.0.0.1:8620\"` \
-         under [public]",
-    );
+    check_role(&given, role, report);
     let listeners = Listeners {
-        public: public.and_then(|raw| listener("public", raw.listen, raw.socket_mode, raw.tls, report)),
-        signer: signer.and_then(|raw| self::signer(raw, keysets, report)),
-        admin: admin.and_then(|raw| self::admin(raw, report)),
-        ops: ops.and_then(|raw| listener("ops", raw.listen, raw.socket_mode, raw.tls, report)),
+        public: given.public.and_then(|raw| listener("public", raw.listen, raw.socket_mode, raw.tls, report)),
+        signer: given.signer.and_then(|raw| self::signer(raw, keysets, report)),
+        admin: given.admin.and_then(|raw| self::admin(raw, report)),
+        ops: given.ops.and_then(|raw| listener("ops", raw.listen, raw.socket_mode, raw.tls, report)),
+        replication: given.replication.and_then(|raw| self::replication(raw, report)),
     };
     refuse_shared_addresses(&listeners, report);
     listeners
 }
 
-fn signer(raw: raw::Signer, keysets: &HashSet<Name>, report: &mut Report) -> Option<Signer> {
+/// Which listeners a role needs, and which would promise what it does not do.
+fn check_role(given: &Given, role: Option<ProcessRole>, report: &mut Report) {
+    match role {
+        Some(ProcessRole::Signer) => {
+            let broken = report.is_broken("public") || report.is_broken("signer");
+            if given.public.is_none() && given.signer.is_none() && !broken {
+                report.refuse(
+                    "signer",
+                    "missing: a signer that listens neither for applications nor for verifiers does nothing; add [signer] \
+                     with `listen = \"127.0.0.1:8621\"`",
+                );
+            }
+            if given.replication.is_some() {
+                report.refuse(
+                    "replication",
+                    "managers hand out records, and the role is \"signer\": leave the table out, or use role = \"all\" or \
+                     \"manager\"",
+                );
+            }
+        }
+        Some(ProcessRole::All | ProcessRole::Manager) | None => {
+            if given.public.is_none() && role.is_some() && !report.is_broken("public") {
+                report.refuse(
+                    "public",
+                    "missing: without a public listener nothing is published, so no key may ever sign; add `listen = \
+                     \"127.0.0.1:8620\"` under [public]",
+                );
+            }
+            if role == Some(ProcessRole::Manager) && given.signer.is_some() {
+                report.refuse(
+                    "signer",
+                    "a manager signs nothing for applications: leave the table out, or use role = \"all\" for a process \
+                     that does both",
+                );
+            }
+        }
+    }
+}
+
+fn signer(raw: raw::Signer, keysets: Option<&HashSet<Name>>, report: &mut Report) -> Option<Signer> {
     let listener = listener("signer", raw.listen, raw.socket_mode, raw.tls, report);
     let sign_deadline = at_most("signer.sign_deadline", raw.sign_deadline, LONGEST_SIGN_DEADLINE, report);
     if sign_deadline.is_some_and(Span::is_zero) {
@@ -90,7 +139,7 @@ fn signer_client(
     name: Name,
     raw: raw::SignerClient,
     on_socket: bool,
-    keysets: &HashSet<Name>,
+    keysets: Option<&HashSet<Name>>,
     report: &mut Report,
 ) -> Option<SignerClient> {
     let path = format!("signer.client.{name}");
@@ -128,20 +177,21 @@ fn signer_client(
     Some(SignerClient { name, credential: credential?, keysets, audiences: raw.audiences })
 }
 
-fn client_keysets(path: &str, names: &[String], keysets: &HashSet<Name>, report: &mut Report) -> Vec<Name> {
+fn client_keysets(path: &str, names: &[String], keysets: Option<&HashSet<Name>>, report: &mut Report) -> Vec<Name> {
     if names.is_empty() {
         report.refuse(path, "an empty list allows nothing: leave it out to allow every keyset");
     }
     let mut found = Vec::new();
-    for (index, name) in names.iter().enumerate() {
-        match keysets.get(name.as_str()) {
-            Some(name) => found.push(name.clone()),
+    for (index, text) in names.iter().enumerate() {
+        let known = keysets.map(|keysets| keysets.get(text.as_str()).cloned());
+        match known.unwrap_or_else(|| Name::parse(text).ok()) {
+            Some(name) => found.push(name),
             // It may be among those that were refused.
             None if report.is_broken("keyset") => {}
             None => {
-                let mut known: Vec<_> = keysets.iter().map(Name::as_str).collect();
+                let mut known: Vec<_> = keysets.into_iter().flatten().map(Name::as_str).collect();
                 known.sort_unstable();
-                let message = format!("there is no keyset {}; {}", quoted(name), suggest(name, &known));
+                let message = format!("there is no keyset {}; {}", quoted(text), suggest(text, &known));
                 report.refuse(format_args!("{path}[{index}]"), message);
             }
         }
@@ -176,7 +226,7 @@ fn admin(raw: raw::Admin, report: &mut Report) -> Option<Admin> {
         );
     }
     let tokens: Vec<_> = given.into_iter().filter_map(|(name, raw)| admin_token(name, raw, report)).collect();
-    let mut owners: HashMap<&TokenSource, &Name> = HashMap::new();
+    let mut owners: HashMap<&SecretSource, &Name> = HashMap::new();
     for token in &tokens {
         if let Some(first) = owners.insert(&token.source, &token.name) {
             report.refuse(
@@ -195,40 +245,37 @@ fn admin_token(name: Name, raw: raw::AdminToken, report: &mut Report) -> Option<
     let role = report.require(format_args!("{path}.role"), raw.role, "use \"viewer\" or \"operator\"");
     let roles = [("viewer", Role::Viewer), ("operator", Role::Operator)];
     let role = choose(&format!("{path}.role"), role, &roles, report);
-    let source = match (raw.file, raw.env) {
-        (Some(file), None) => Some(TokenSource::File(file)),
-        (None, Some(variable)) => token_variable(&path, variable, report),
-        (Some(_), Some(_)) => {
-            report.refuse(&path, "has both `file` and `env`: choose one");
-            None
-        }
-        (None, None) => {
-            let reported = ["file", "env", "token", "value", "secret", "password"];
-            if !reported.iter().any(|key| report.is_broken(&format!("{path}.{key}"))) {
-                report
-                    .refuse(&path, "says not where the token is: name its `file`, or an environment variable in `env`");
-            }
-            None
-        }
-    };
+    let source = secret(&path, &ADMIN_TOKEN, raw.file, raw.env, report);
     Some(AdminToken { name, role: role?, source: source? })
 }
 
-fn token_variable(path: &str, variable: String, report: &mut Report) -> Option<TokenSource> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if variable.len() > 128 || !variable.chars().all(legal) || variable.starts_with(|c: char| c.is_ascii_digit()) {
-        // Not quoted: somebody may have put the token itself here.
-        report.refuse(format_args!("{path}.env"), "is not the name of an environment variable, such as ADMIN_TOKEN");
-        return None;
-    }
-    if variable.starts_with(crate::config::ENVIRONMENT_PREFIX) {
+fn replication(raw: raw::Replication, report: &mut Report) -> Option<Replication> {
+    let listener = listener("replication", raw.listen, raw.socket_mode, raw.tls, report);
+    let given = raw.client.unwrap_or_default().entries;
+    if given.is_empty() && !report.is_broken("replication.client") {
         report.refuse(
-            format_args!("{path}.env"),
-            format_args!("{variable} would be taken for a setting: use a name that does not begin with JWKSD__"),
+            "replication.client",
+            "missing: no signer could read; add a table [replication.client.NAME] with `token_file`, or leave out \
+             [replication]",
         );
-        return None;
     }
-    Some(TokenSource::Environment(variable))
+    let client = |(name, raw): (Name, raw::ReplicationClient)| {
+        let token = secret(&format!("replication.client.{name}"), &TOKEN, raw.token_file, raw.token_env, report);
+        Some(ReplicationClient { name, token: token? })
+    };
+    let clients: Vec<_> = given.into_iter().filter_map(client).collect();
+    let mut owners: HashMap<&SecretSource, &Name> = HashMap::new();
+    for client in &clients {
+        if let Some(first) = owners.insert(&client.token, &client.name) {
+            report.refuse(
+                format_args!("replication.client.{}", client.name),
+                format_args!("has the token of replication.client.{first}: they could not be told apart"),
+            );
+        }
+    }
+    let listener = listener?;
+    refuse_plain_text("replication", &listener, report);
+    Some(Replication { listener, clients })
 }
 
 fn listener(
@@ -346,7 +393,8 @@ fn refuse_shared_addresses(listeners: &Listeners, report: &mut Report) {
     let signer = listeners.signer.as_ref().map(|s| ("signer", &s.listener));
     let admin = listeners.admin.as_ref().map(|a| ("admin", &a.listener));
     let ops = listeners.ops.as_ref().map(|l| ("ops", l));
-    let on: Vec<_> = [public, signer, admin, ops].into_iter().flatten().collect();
+    let replication = listeners.replication.as_ref().map(|r| ("replication", &r.listener));
+    let on: Vec<_> = [public, signer, admin, ops, replication].into_iter().flatten().collect();
     let mut refused = HashMap::new();
     for (index, (table, listener)) in on.iter().enumerate() {
         if let Some((first, other)) = on[..index].iter().find(|(_, other)| collide(&listener.address, &other.address)) {

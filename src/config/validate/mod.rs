@@ -4,9 +4,14 @@ mod aws_kms;
 mod issuers;
 mod keysets;
 mod listeners;
+mod publishers;
+mod secrets;
 mod storage;
+mod store;
+mod url;
 
 use std::collections::HashSet;
+use std::path::{Component, Path, PathBuf};
 
 use crate::keyring::name::Name;
 use crate::keyring::time::Span;
@@ -14,7 +19,7 @@ use crate::keyring::timing::Finding;
 
 use super::problem::{Report, suggest};
 use super::raw::{Log as RawLog, Root};
-use super::{Config, Log, LogFormat, LogLevel};
+use super::{Config, Log, LogFormat, LogLevel, ProcessRole, Store, StoreKind, Upstream};
 
 /// The longest `shutdown_delay`.
 const LONGEST_SHUTDOWN_DELAY: Span = Span::HOUR;
@@ -28,28 +33,50 @@ pub(super) struct Validated {
 }
 
 pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
-    role(raw.role, report);
+    let role = role(raw.role, report);
     let shutdown_delay = at_most("shutdown_delay", raw.shutdown_delay, LONGEST_SHUTDOWN_DELAY, report);
     let aws_kms = aws_kms::validate(raw.backend.unwrap_or_default().aws_kms, report);
     let log = log(raw.log.unwrap_or_default(), report);
-    let issuers = issuers::validate(raw.issuer, report);
-    let names: HashSet<Name> =
-        raw.keyset.iter().flat_map(|named| &named.entries).map(|(name, _)| name.clone()).collect();
-    let keysets = keysets::validate(raw.keyset, raw.defaults.unwrap_or_default(), &issuers, report);
+    if role == Some(ProcessRole::Signer) {
+        let tables =
+            [("issuer", raw.issuer.is_some()), ("defaults", raw.defaults.is_some()), ("keyset", raw.keyset.is_some())];
+        warn_of_idle_tables(&tables, report);
+    }
+    let (issuers, publishers) = issuers::validate(raw.issuer, role, report);
+    let names = raw.keyset.iter().flat_map(|named| &named.entries).map(|(name, _)| name.clone()).collect();
+    let sharing = store::sharing(raw.store.as_ref());
+    let defaults = raw.defaults.unwrap_or_default();
+    let keysets = keysets::validate(raw.keyset, defaults, &issuers, sharing, role, report);
+    let store = store::validate(raw.store, role, report);
+    let seal = storage::seal(raw.seal, report);
+    let known = known_keysets(names, role, store.as_ref());
+    let given = listeners::Given {
+        public: raw.public,
+        signer: raw.signer,
+        admin: raw.admin,
+        ops: raw.ops,
+        replication: raw.replication,
+    };
+    let listeners = listeners::validate(given, role, known.as_ref(), report);
+    if let (Some(store), Some(seal)) = (&store, &seal) {
+        storage::keep_apart(store, seal, listeners.admin.as_ref(), &publishers, report);
+    }
+    // What a signer is to do is stored, and what the file says of it is not judged.
+    let (issuers, keysets) = if role == Some(ProcessRole::Signer) { Default::default() } else { (issuers, keysets) };
     let timing = keysets::timing(&keysets, &issuers, report);
-    let listeners = listeners::validate(raw.public, raw.signer, raw.admin, raw.ops, &names, report);
-    let storage = storage::validate(raw.store, raw.seal, listeners.admin.as_ref(), report);
-
-    let config = match (listeners.public, storage) {
-        (Some(public), Some((store, seal))) => Some(Config {
-            public,
+    let config = match (role, store, seal) {
+        (Some(role), Some(store), Some(seal)) => Some(Config {
+            role,
+            public: listeners.public,
             signer: listeners.signer,
             admin: listeners.admin,
             ops: listeners.ops,
+            replication: listeners.replication,
             store,
             seal,
             issuers,
             keysets,
+            publishers,
             aws_kms,
             log,
             shutdown_delay: shutdown_delay.unwrap_or(Span::ZERO),
@@ -59,9 +86,34 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     Validated { config, timing }
 }
 
-fn role(role: Option<String>, report: &mut Report) {
-    if let Some(role) = role.filter(|role| role != "all") {
-        report.refuse("role", format_args!("{role:?}: this release has one role, \"all\"; leave it out"));
+/// `None` when it could not be understood.
+fn role(given: Option<String>, report: &mut Report) -> Option<ProcessRole> {
+    let roles = [ProcessRole::All, ProcessRole::Manager, ProcessRole::Signer].map(|role| (role.as_str(), role));
+    if given.is_none() && !report.is_broken("role") {
+        return Some(ProcessRole::default());
+    }
+    choose("role", given, &roles, report)
+}
+
+/// One file may serve all roles; nobody is to think that these tables govern a signer.
+fn warn_of_idle_tables(tables: &[(&str, bool)], report: &mut Report) {
+    for (table, _) in tables.iter().filter(|(_, given)| *given) {
+        report.warn(
+            table,
+            "has no effect with role = \"signer\": it signs for every keyset in the store, by the policy that managers \
+             stored",
+        );
+    }
+}
+
+/// The keysets that other tables may name. `None`: whether there is one is not known here.
+fn known_keysets(configured: HashSet<Name>, role: Option<ProcessRole>, store: Option<&Store>) -> Option<HashSet<Name>> {
+    match (role, store.map(|store| &store.kind)) {
+        (Some(ProcessRole::Signer), Some(StoreKind::Upstream(Upstream { keysets: Some(names), .. }))) => {
+            Some(names.iter().cloned().collect())
+        }
+        (Some(ProcessRole::Signer) | None, _) => None,
+        _ => Some(configured),
     }
 }
 
@@ -105,4 +157,9 @@ fn at_most(path: &str, given: Option<Span>, most: Span, report: &mut Report) -> 
 fn quoted(text: &str) -> String {
     let cut: String = text.chars().take(80).collect();
     if cut.len() < text.len() { format!("{cut:?}…") } else { format!("{cut:?}") }
+}
+
+/// Without `.`, so that `./data` is `data`. Links are not followed: the files need not exist yet.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|component| *component != Component::CurDir).collect()
 }

@@ -1,67 +1,17 @@
-//! Where keyrings live and what seals them.
+//! What seals keyrings, and that secrets and what is kept or shown do not lie together.
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use crate::config::problem::{Report, suggest};
+use crate::config::problem::Report;
 use crate::config::raw;
-use crate::config::{Admin, Initialise, PreviousSeal, Seal, SealKey, Store, TokenSource};
-use crate::keyring::time::Span;
+use crate::config::{Admin, PreviousSeal, Publisher, Seal, SealKey, Store, StoreKind};
 
-use super::{choose, quoted};
+use super::store::folders;
+use super::{choose, plain, publishers, quoted};
 
-const DEFAULT_STALENESS_LIMIT: Span = Span::HOUR;
-const DEFAULT_PUBLISH_LAG: Span = Span::MINUTE;
-
-pub(super) fn validate(
-    store: Option<raw::Store>,
-    seal: Option<raw::Seal>,
-    admin: Option<&Admin>,
-    report: &mut Report,
-) -> Option<(Store, Seal)> {
-    let store = report.require("store", store, "add [store] with kind = \"file\" and path = \"data/keyrings\"");
-    let seal = report.require("seal", seal, "add [seal] with kind = \"file\" and path = \"data/seal.key\"");
-    let store = store.and_then(|raw| self::store(raw, report));
-    let seal = seal.and_then(|raw| self::seal(raw, report));
-    let (store, seal) = (store?, seal?);
-    keep_apart(&store, &seal, admin, report);
-    Some((store, seal))
-}
-
-fn store(raw: raw::Store, report: &mut Report) -> Option<Store> {
-    let is_file = store_kind(raw.kind, report);
-    let initialise = [("never", Initialise::Never), ("if-empty", Initialise::IfEmpty)];
-    let initialise = choose("store.initialise", raw.initialise, &initialise, report).unwrap_or_default();
-    // Other kinds need other keys.
-    if !is_file {
-        return None;
-    }
-    let path = report.require("store.path", raw.path, "name the folder for keyrings, such as \"data/keyrings\"");
-    Some(Store {
-        path: path?,
-        initialise,
-        staleness_limit: raw.staleness_limit.unwrap_or(DEFAULT_STALENESS_LIMIT),
-        publish_lag: raw.publish_lag.unwrap_or(DEFAULT_PUBLISH_LAG),
-    })
-}
-
-/// Whether it is `file`, as when nothing is said.
-fn store_kind(given: Option<String>, report: &mut Report) -> bool {
-    match given {
-        None => return true,
-        Some(kind) if kind == "file" => return true,
-        Some(kind) if ["postgres", "upstream", "kubernetes"].contains(&kind.as_str()) => {
-            report.refuse("store.kind", format_args!("{kind:?} is not in this release, which has only \"file\""));
-        }
-        Some(kind) => {
-            let hint = suggest(&kind, &["file"]);
-            report.refuse("store.kind", format_args!("{} is not one of its values; {hint}", quoted(&kind)));
-        }
-    }
-    false
-}
-
-fn seal(raw: raw::Seal, report: &mut Report) -> Option<Seal> {
+pub(super) fn seal(raw: Option<raw::Seal>, report: &mut Report) -> Option<Seal> {
+    let raw = report.require("seal", raw, "add [seal] with kind = \"file\" and path = \"data/seal.key\"")?;
     let raw::Seal { kind, path, key_id, previous, .. } = raw;
     let example = "name the file of the key-encryption key, such as \"data/seal.key\"";
     let key = seal_key("seal", example, KeySource { kind, path, key_id }, report);
@@ -148,27 +98,28 @@ fn is_key_id(text: &str) -> bool {
     }
 }
 
-/// Each secret has a file of its own, and none lies among the records that it protects.
-fn keep_apart(store: &Store, seal: &Seal, admin: Option<&Admin>, report: &mut Report) {
-    let mut files: Vec<(String, &Path)> = Vec::new();
-    files.extend(seal.keys().filter_map(|(table, key)| match key {
-        SealKey::File { path } => Some((format!("{table}.path"), path.as_path())),
-        SealKey::AwsKms { .. } => None,
-    }));
+/// Each secret has a file of its own, and none lies among the records that it protects or among what is published.
+pub(super) fn keep_apart(
+    store: &Store,
+    seal: &Seal,
+    admin: Option<&Admin>,
+    publishers: &[Publisher],
+    report: &mut Report,
+) {
     keep_keys_apart(seal, report);
-    files.extend(admin.iter().flat_map(|admin| &admin.tokens).filter_map(|token| match &token.source {
-        TokenSource::File(path) => Some((format!("admin.token.{}.file", token.name), path.as_path())),
-        TokenSource::Environment(_) => None,
-    }));
-    let folder = plain(&store.path);
+    let files = secret_files(store, seal, admin);
+    let kept: Vec<_> = folders(store).map(|(key, path)| (key, plain(path))).collect();
     let mut taken: HashMap<PathBuf, &str> = HashMap::new();
     for (key, path) in &files {
         let path = plain(path);
-        if path == folder {
-            report.refuse(key, "is the folder of store.path: secrets have files of their own");
-        } else if path.starts_with(&folder) {
-            report
-                .warn(key, format_args!("lies in the folder of store.path: a copy of the store would hold {key} too"));
+        for (folder_key, folder) in &kept {
+            if path == *folder {
+                report.refuse(key, format_args!("is the folder of {folder_key}: secrets have files of their own"));
+            } else if path.starts_with(folder) {
+                let message =
+                    format_args!("lies in the folder of {folder_key}: a copy of the store would hold {key} too");
+                report.warn(key, message);
+            }
         }
         match taken.get(&path) {
             // Two admin tokens with one file are refused where tokens are compared.
@@ -179,6 +130,37 @@ fn keep_apart(store: &Store, seal: &Seal, admin: Option<&Admin>, report: &mut Re
             }
         }
     }
+    for (key, folder) in publishers::folders(publishers) {
+        let kept = kept.iter().map(|(key, path)| ((*key).to_owned(), path.clone()));
+        let secrets = files.iter().map(|(key, path)| (key.clone(), plain(path)));
+        for (other, path) in kept.chain(secrets) {
+            if path.starts_with(&folder) {
+                report.refuse(&key, format_args!("holds {other}, and whatever lies there is published: name another"));
+            } else if folder.starts_with(&path) {
+                report.refuse(&key, format_args!("lies in {other}, which holds nothing else: name another folder"));
+            }
+        }
+    }
+}
+
+/// The files of secrets that this daemon makes, or that open the store, with their keys.
+fn secret_files<'a>(store: &'a Store, seal: &'a Seal, admin: Option<&'a Admin>) -> Vec<(String, &'a Path)> {
+    let mut files: Vec<(String, &Path)> = Vec::new();
+    files.extend(seal.keys().filter_map(|(table, key)| match key {
+        SealKey::File { path } => Some((format!("{table}.path"), path.as_path())),
+        SealKey::AwsKms { .. } => None,
+    }));
+    let tokens = admin.iter().flat_map(|admin| &admin.tokens);
+    files.extend(
+        tokens.filter_map(|token| Some((format!("admin.token.{}.file", token.name), token.source.file()?.as_path()))),
+    );
+    let opens = match &store.kind {
+        StoreKind::File { .. } => None,
+        StoreKind::Postgres(postgres) => postgres.url.file().map(|path| ("store.url_file", path)),
+        StoreKind::Upstream(upstream) => upstream.token.file().map(|path| ("store.token_file", path)),
+    };
+    files.extend(opens.map(|(key, path)| (key.to_owned(), path.as_path())));
+    files
 }
 
 /// An earlier key in AWS KMS that is the present one would do nothing.
@@ -196,9 +178,4 @@ fn keep_keys_apart(seal: &Seal, report: &mut Report) {
             None => _ = taken.insert(key_id, table),
         }
     }
-}
-
-/// Without `.`, so that `./data` is `data`. Links are not followed: the files need not exist yet.
-fn plain(path: &Path) -> PathBuf {
-    path.components().filter(|component| *component != Component::CurDir).collect()
 }
