@@ -2,6 +2,7 @@
 
 mod access;
 mod leftovers;
+mod publishers;
 mod reload;
 mod storage;
 mod unseal;
@@ -21,7 +22,7 @@ use crate::backend::Backend;
 use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
-use crate::config::{Address, Config, Listener, Loaded, Publisher, Source};
+use crate::config::{Address, Config, Listener, Loaded, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, Settings, StartError};
 use crate::http::admin::AdminState;
@@ -111,8 +112,7 @@ fn refuse_unfit_first_start(loaded: &Loaded) -> Result<(), AppError> {
 /// What a configuration may ask for and this build does not do: better no daemon than one that leaves it out.
 fn refuse_unserved(config: &Config) -> Result<(), AppError> {
     let replication = config.replication.is_some().then(|| "replication".to_owned());
-    let publishers = config.publishers.iter().map(Publisher::table);
-    let refused: Vec<_> = replication.into_iter().chain(publishers).collect();
+    let refused: Vec<_> = replication.into_iter().collect();
     if refused.is_empty() {
         return Ok(());
     }
@@ -146,6 +146,9 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long listeners stay closed at most for what is not on this machine (DESIGN §5).
 const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// How long listeners stay closed at most for what is published elsewhere.
+const PLACED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Where the daemon keeps its state.
 pub enum Storage {
@@ -184,6 +187,7 @@ impl App {
             Some(_) => engine.configure_sealed(&declared).await,
         }
         .map_err(|errors| refused(errors, &loaded))?;
+        engine.place_at(publishers::places(&config));
         let stopping = Arc::new(AtomicBool::new(false));
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
@@ -247,6 +251,10 @@ impl App {
                 return Ok(());
             }
         }
+        if !still_starting {
+            // Whoever fetches a first token finds its key there too, unless a place does not answer.
+            let _ = tokio::time::timeout(PLACED_WITHIN, engine.place_all()).await;
+        }
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         for bound in listeners {
@@ -266,13 +274,22 @@ impl App {
         let probe = supervisor
             .clone()
             .keep("probes", cancel.clone(), move || probing.clone().watch_probes(fetch.clone(), cancel.clone()));
+        let (placing, cancel) = (engine.clone(), background.clone());
+        let place =
+            supervisor.clone().keep("publishers", cancel.clone(), move || placing.clone().watch_places(cancel.clone()));
         let (cleaning, cancel) = (engine.clone(), background.clone());
         let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
         });
         let cancel = background.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
-        let tasks = [tokio::spawn(beat), tokio::spawn(probe), tokio::spawn(leftovers), tokio::spawn(watch)];
+        let tasks = [
+            tokio::spawn(beat),
+            tokio::spawn(probe),
+            tokio::spawn(place),
+            tokio::spawn(leftovers),
+            tokio::spawn(watch),
+        ];
 
         let ended = tokio::select! {
             refused = stopped_or_refused(stop, still_starting.then_some(starting)) => refused,

@@ -16,8 +16,8 @@ use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
 use crate::keyring::discovery::discovery_document;
 use crate::telemetry::metrics::JwksCode;
 
-const JWK_SET: HeaderValue = HeaderValue::from_static("application/jwk-set+json");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const JWK_SET: HeaderValue = HeaderValue::from_static(RouteKind::Jwks.media_type());
+const JSON: HeaderValue = HeaderValue::from_static(RouteKind::Discovery.media_type());
 const ANYONE: HeaderValue = HeaderValue::from_static("*");
 
 /// The router of the public listener. Paths come from the configured issuers, so it matches them itself.

@@ -44,6 +44,8 @@ pub enum Alarm {
     ProbeUnreachable,
     /// What is served elsewhere may be held longer than the declared caches.
     CachesExceeded,
+    /// A place where the issuer is published has been behind for long.
+    PublisherFailing,
     /// A backend disabled a key behind our back.
     KeyDisabled,
     /// Waiting keys have another algorithm, which an operator has not confirmed.
@@ -59,7 +61,7 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 20] = [
+    pub const ALL: [Alarm; 21] = [
         Alarm::Degraded,
         Alarm::Absent,
         Alarm::Drained,
@@ -74,6 +76,7 @@ impl Alarm {
         Alarm::PublicationMismatch,
         Alarm::ProbeUnreachable,
         Alarm::CachesExceeded,
+        Alarm::PublisherFailing,
         Alarm::KeyDisabled,
         Alarm::AlgorithmUnconfirmed,
         Alarm::BackendUnavailable,
@@ -106,6 +109,7 @@ impl Alarm {
             Alarm::PublicationMismatch => "publication_mismatch",
             Alarm::ProbeUnreachable => "probe_unreachable",
             Alarm::CachesExceeded => "caches_exceeded",
+            Alarm::PublisherFailing => "publisher_failing",
             Alarm::KeyDisabled => "key_disabled",
             Alarm::AlgorithmUnconfirmed => "algorithm_unconfirmed",
             Alarm::BackendUnavailable => "backend_unavailable",

@@ -30,16 +30,14 @@ impl Generations {
     /// Of these keyrings. Keysets that ended are left out where there are too many for the text form: what they last
     /// published has expired.
     pub fn of<'a>(keyrings: impl IntoIterator<Item = &'a Keyring>) -> Self {
-        let mut ended = Vec::new();
-        let mut positions = BTreeMap::new();
+        let (mut all, mut ended) = (Vec::new(), Vec::new());
         for keyring in keyrings {
             if keyring.drained && keyring.published().next().is_none() {
                 ended.push(keyring.keyset.clone());
             }
-            let lineage = keyring.lineage.chars().filter(char::is_ascii_alphanumeric).take(LINEAGE_CHARS).collect();
-            positions.insert(keyring.keyset.clone(), Position { lineage, generation: keyring.generation });
+            all.push(keyring);
         }
-        let mut generations = Generations(positions);
+        let mut generations = Generations::exactly(all);
         for keyset in ended {
             if generations.to_string().len() <= GENERATIONS_BYTES_MAX {
                 break;
@@ -47,6 +45,19 @@ impl Generations {
             generations.0.remove(&keyset);
         }
         generations
+    }
+
+    /// Of these keyrings, however many. Not for the text form.
+    pub fn exactly<'a>(keyrings: impl IntoIterator<Item = &'a Keyring>) -> Self {
+        let position = |keyring: &Keyring| Position {
+            lineage: keyring.lineage.chars().filter(char::is_ascii_alphanumeric).take(LINEAGE_CHARS).collect(),
+            generation: keyring.generation,
+        };
+        Generations(keyrings.into_iter().map(|keyring| (keyring.keyset.clone(), position(keyring))).collect())
+    }
+
+    pub fn keysets(&self) -> impl Iterator<Item = &Name> {
+        self.0.keys()
     }
 
     /// The inverse of `Display`; `None` for anything else.
@@ -67,8 +78,8 @@ impl Generations {
         Some(Generations(positions))
     }
 
-    /// How a copy that was rendered from these compares with what this process would place. `known` are all keysets
-    /// that it knows, whatever their issuer: one that left the issuer did so in a later generation.
+    /// How a copy that was rendered from these compares with what this process would place. `known` are those
+    /// of its keysets that this process knows, whatever their issuer now: one that left did so in a later generation.
     pub fn compare(&self, ours: &Generations, known: &Generations) -> Standing {
         let (mut ahead, mut behind) = (None, None);
         for (keyset, placed) in &self.0 {
