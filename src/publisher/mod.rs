@@ -63,7 +63,8 @@ impl Placed {
     }
 }
 
-/// What tells a placed document from every other that was or will be at its path. Means something to its place only.
+/// What tells a placed document, its generations included, from every other that was or will be at its path. Means
+/// something to its place only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version(pub String);
 

@@ -11,6 +11,7 @@ pub mod api;
 pub mod kms_proxy;
 pub mod localstack;
 mod ports;
+pub mod storage;
 pub mod strict_verifier;
 pub mod tools;
 
