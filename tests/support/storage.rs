@@ -168,7 +168,7 @@ async fn edge(request: Request<Incoming>, origin: String, weather: Arc<Mutex<Wea
     Some(answer)
 }
 
-/// A web server of a folder: content types by name, a fixed `Cache-Control`, nothing else.
+/// A web server of a folder of key sets, with a fixed `Cache-Control` and nothing else.
 pub struct WebServer {
     address: SocketAddr,
     _stop: watch::Sender<()>,
@@ -186,7 +186,9 @@ impl WebServer {
                     Ok(bytes) => answer(StatusCode::OK, bytes),
                     Err(_) => answer(StatusCode::NOT_FOUND, ""),
                 };
-                found.headers_mut().insert("cache-control", http::HeaderValue::from_static(cache_control));
+                let headers = found.headers_mut();
+                headers.insert("cache-control", http::HeaderValue::from_static(cache_control));
+                headers.insert("content-type", http::HeaderValue::from_static("application/jwk-set+json"));
                 Some(found)
             }
         }));
