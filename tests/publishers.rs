@@ -24,7 +24,8 @@ const JWKS: &str = "/tenant-a/.well-known/jwks.json";
 const DISCOVERY: &str = "/tenant-a/.well-known/openid-configuration";
 
 /// Propagation is exactly caches (`max_age`) + slowest verifier + σ: nothing is left over.
-const QUICK: &str = "every = \"3s\"\npropagation = \"2100ms\"\nsuccessors = 1\nverifiers = [{ name = \"strict\", cache = \"1s\" }]";
+const QUICK: &str =
+    "every = \"3s\"\npropagation = \"2100ms\"\nsuccessors = 1\nverifiers = [{ name = \"strict\", cache = \"1s\" }]";
 const SLOW: &str = "every = \"3h\"\npropagation = \"1h\"";
 
 /// How long a rotation scenario may take on a busy machine.
@@ -377,7 +378,8 @@ async fn a_place_that_does_not_answer_keeps_nobody_from_starting_or_stopping() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promotions_wait_after_a_published_key_was_missing_there() {
-    let site = Site::start("every = \"3h\"\npropagation = \"21s\"\nverifiers = [{ name = \"slow\", cache = \"18s\" }]").await;
+    let site =
+        Site::start("every = \"3h\"\npropagation = \"21s\"\nverifiers = [{ name = \"slow\", cache = \"18s\" }]").await;
     site.settled().await;
     site.until("a key that could be promoted", |shown| {
         shown["keys"].as_array().unwrap().iter().any(|key| key["state"] == "standby")

@@ -59,8 +59,8 @@ struct State {
     behind_since: Option<Span>,
     /// It lacks a key that counts as published: nothing may be promoted.
     lacking: bool,
-    /// Somebody else changed it, as of the last look.
-    foreign: bool,
+    /// Boot time at which it was found that somebody else had changed it; until a later look finds it as it should be.
+    foreign_since: Option<Span>,
     /// Why the last attempt failed.
     failing: Option<String>,
 }
@@ -189,7 +189,7 @@ impl Engine {
 
     /// `jwksd_publication_mismatch`: probes that see something else, and places that somebody else changed.
     pub(super) fn tell_mismatches(&self, issuer: &IssuerCell) {
-        let places = self.places_of(&issuer.url).filter(|place| place.state().foreign).count();
+        let places = self.places_of(&issuer.url).filter(|place| place.state().foreign_since.is_some()).count();
         issuer.metrics.set_publication_mismatch((issuer.probes().mismatches() + places) as u64);
     }
 
@@ -200,7 +200,7 @@ impl Engine {
         let mut alarms = BTreeSet::new();
         for place in self.places_of(&cell.issuer.url) {
             let state = place.state();
-            if state.foreign {
+            if state.foreign_since.is_some() {
                 alarms.insert(Alarm::PublicationMismatch);
             }
             if state.behind_since.is_some_and(|since| boot.saturating_sub(since) > lag.max(BEHIND_MAX)) {

@@ -16,6 +16,7 @@ use crate::keyring::jwk::jwks_document;
 use crate::keyring::placement::{Found, Generations, Reason, Standing, Verdict, Writer, verdict};
 use crate::keyring::publication::Served;
 use crate::keyring::record::{KeyState, Keyring};
+use crate::keyring::time::Span;
 use crate::publisher::{Headers, Operation, Outgoing, Placed, PublishError};
 
 /// How often one document is compared and written before somebody else gets a turn.
@@ -235,13 +236,17 @@ impl Engine {
         findings: Findings,
         complete: bool,
     ) {
+        let boot = self.clock.boot();
         let (news, back) = {
             let mut state = place.state();
             let lacking = !findings.lacking.is_empty() || (state.lacking && !complete);
             let back = (state.lacking || findings.lacked) && !lacking;
             let shown = findings.shown.filter(|_| complete).unwrap_or_else(|| state.shown.clone());
             let news = back || shown != state.shown || lacking != state.lacking;
-            state.foreign = findings.foreign || (state.foreign && !complete);
+            // Whoever looks only now and then is to see it, too.
+            let over = |since: &Span| complete && boot.saturating_sub(*since) >= self.interval_of(place);
+            state.foreign_since =
+                if findings.foreign { Some(boot) } else { state.foreign_since.filter(|at| !over(at)) };
             (state.shown, state.lacking) = (shown, lacking);
             if complete && !findings.behind {
                 state.confirmed = Some(rendering.generations);
@@ -250,7 +255,7 @@ impl Engine {
         };
         if back {
             // Verifiers may have fetched meanwhile what lacked a key: promotions wait until all could look again.
-            issuer.set_resumed_boot_ms(self.clock.boot().as_millis());
+            issuer.set_resumed_boot_ms(boot.as_millis());
             tracing::warn!(issuer = %issuer.url, publisher = %place.name, "keys that count as published were missing there and are back; promotions wait until verifiers could see them");
         }
         if news {
