@@ -22,13 +22,14 @@ use crate::backend::Backend;
 use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
-use crate::config::{Address, Config, Listener, Loaded, Source};
+use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Source};
 use crate::engine::probes::HttpsFetch;
-use crate::engine::{Declared, Engine, Records, Settings, StartError};
+use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
 use crate::http::ops::OpsState;
+use crate::http::replication::{MOST_CONNECTIONS, ReplicationState};
 use crate::http::signer::SignerState;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
 use crate::keyring::name::Name;
@@ -36,6 +37,8 @@ use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::timing::Finding;
 use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
+use crate::store::relay::Relay;
+use crate::store::wire::LONGEST_REPORT;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
@@ -54,6 +57,8 @@ pub enum AppError {
     Seal(#[from] crate::seal::SealError),
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    #[error(transparent)]
+    Upstream(#[from] crate::store::upstream::OpenError),
     #[error(transparent)]
     Access(#[from] AccessError),
     #[error("{}", .0.join("\n"))]
@@ -74,7 +79,7 @@ pub enum AppError {
 impl AppError {
     /// Whether the configuration is at fault: nothing helps but another one.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, AppError::Unfit(_) | AppError::Tls(_) | AppError::Access(_))
+        matches!(self, AppError::Unfit(_) | AppError::Tls(_) | AppError::Access(_) | AppError::Upstream(_))
     }
 }
 
@@ -109,18 +114,6 @@ fn refuse_unfit_first_start(loaded: &Loaded) -> Result<(), AppError> {
     Err(AppError::Unfit(told.collect()))
 }
 
-/// What a configuration may ask for and this build does not do: better no daemon than one that leaves it out.
-fn refuse_unserved(config: &Config) -> Result<(), AppError> {
-    let replication = config.replication.is_some().then(|| "replication".to_owned());
-    let refused: Vec<_> = replication.into_iter().collect();
-    if refused.is_empty() {
-        return Ok(());
-    }
-    Err(AppError::Unfit(
-        refused.iter().map(|key| format!("{key}: this build does not serve it; leave it out")).collect(),
-    ))
-}
-
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
 pub struct App {
     engine: Arc<Engine>,
@@ -132,6 +125,10 @@ pub struct App {
     sealed: Option<unseal::Sealed>,
     /// Something that the daemon needs is not on this machine.
     remote: bool,
+    /// What other replicas fetch here.
+    relay: Option<Arc<Relay>>,
+    /// Listeners end, and answers are held back no longer.
+    shutdown: CancellationToken,
 }
 
 struct Bound {
@@ -165,30 +162,37 @@ impl App {
         raise_open_file_limit();
         // What changes from here on is noticed: everything is read after this.
         let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
-        refuse_unserved(&config)?;
         refuse_unfit_first_start(&loaded)?;
         // All listeners bind before anything is changed or answered.
         let sockets = bind_all(&config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let trusted = Arc::new(TrustedClock::new(clock, tolerance(&config)));
-        let (opened, variables) = match storage {
-            Storage::Configured => (storage::open(&config, trusted.now()).await?, access::process_environment()),
+        let served = |store| storage::relayed(&config, store, &trusted);
+        let ((opened, relay), variables) = match storage {
+            Storage::Configured => {
+                let variables = access::process_environment();
+                (storage::open(&config, trusted.now(), &variables, served).await?, variables)
+            }
             Storage::Memory { admin_token } => {
                 let fixed: access::Environment = Arc::new(move |_| Some(admin_token.clone()));
-                (storage::Opened::Ledger(storage::memory(trusted.now()).await?), fixed)
+                let (ledger, relay) = storage::memory(trusted.now(), served).await?;
+                ((storage::Opened::Ledger(ledger), relay), fixed)
             }
         };
         let metrics = Arc::new(Metrics::new());
         metrics.set_config_last_reload_successful(true);
         let declared = declared(&loaded);
         let Wired { engine, sealed, aws_kms } = wire(&config, opened, trusted, metrics, &declared);
+        if let Some(relay) = &relay {
+            engine.hear(relay.clone());
+        }
         match &sealed {
             None => engine.configure(&declared).await,
             Some(_) => engine.configure_sealed(&declared).await,
         }
         .map_err(|errors| refused(errors, &loaded))?;
         engine.place_at(publishers::places(&config));
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
         let mut listeners = Vec::new();
@@ -208,6 +212,12 @@ impl App {
                     let state = SignerState { engine: engine.clone(), clients: access.clients.clone() };
                     guarded(crate::http::signer::router(state), &socket, tls.as_ref())
                 }
+                "replication" => {
+                    let Some(relay) = relay.clone() else { continue };
+                    let (clients, stopping) = (access.replicas.clone(), shutdown.clone());
+                    let state = ReplicationState { relay, clients, stopping };
+                    guarded(crate::http::replication::router(state), &socket, tls.as_ref())
+                }
                 _ => {
                     let reload = reload::handle(reloader.clone());
                     let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload };
@@ -217,7 +227,7 @@ impl App {
             listeners.push(Bound { name, listener: socket, router, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
-        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -231,10 +241,10 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown } = self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
-        let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone()));
+        let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone(), relay.clone()));
         let mut still_starting = false;
         let open_anyway = async {
             match remote {
@@ -255,10 +265,9 @@ impl App {
             // Whoever fetches a first token finds its key there too, unless a place does not answer.
             let _ = tokio::time::timeout(PLACED_WITHIN, engine.place_all()).await;
         }
-        let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         for bound in listeners {
-            let options = ListenerOptions { tls: bound.tls, drain_timeout: DRAIN, ..ListenerOptions::new(bound.name) };
+            let options = options(bound.name, bound.tls);
             tracing::info!(listener = bound.name, address = %bound.listener.local_addr(), "listening");
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }
@@ -282,14 +291,34 @@ impl App {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
         });
         let cancel = background.clone();
+        let passing = supervisor.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
-        let tasks = [
+        let mut tasks = vec![
             tokio::spawn(beat),
             tokio::spawn(probe),
             tokio::spawn(place),
             tokio::spawn(leftovers),
             tokio::spawn(watch),
         ];
+        let (following, attending, cancel) = (engine.clone(), engine.clone(), background.clone());
+        if engine.is_shared() {
+            tasks.push(tokio::spawn(
+                passing.clone().keep("store", cancel.clone(), move || following.clone().follow(cancel.clone())),
+            ));
+        }
+        if engine.is_shared() || relay.is_some() {
+            let cancel = background.clone();
+            tasks.push(tokio::spawn(
+                passing.clone().keep("presence", cancel.clone(), move || attending.clone().attend(cancel.clone())),
+            ));
+        }
+        if let Some(relay) = relay {
+            let cancel = background.clone();
+            tasks.push(tokio::spawn(passing.keep("replicas", cancel.clone(), move || {
+                let (relay, cancel) = (relay.clone(), cancel.clone());
+                async move { relay.pass_on(cancel).await }
+            })));
+        }
 
         let ended = tokio::select! {
             refused = stopped_or_refused(stop, still_starting.then_some(starting)) => refused,
@@ -315,6 +344,7 @@ impl App {
         }
         engine.stop().await;
         engine.pulse().await;
+        engine.take_leave().await;
         tracing::info!("stopped");
         ended
     }
@@ -334,10 +364,21 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
 
 /// What comes before the ordinary life: the seal opens, and all keysets are reconciled once: active keys and all
 /// successors, or the first failure of each keyset. If the listeners opened meanwhile, the scheduler does the latter.
-async fn start(engine: Arc<Engine>, sealed: Option<unseal::Sealed>, failed: Arc<Notify>) -> Result<(), AppError> {
+async fn start(
+    engine: Arc<Engine>,
+    sealed: Option<unseal::Sealed>,
+    failed: Arc<Notify>,
+    relay: Option<Arc<Relay>>,
+) -> Result<(), AppError> {
     match sealed {
         Some(sealed) => sealed.unseal(&engine, &failed).await?,
         None => engine.resume().await,
+    }
+    if let Err(error) = engine.look_at_store(Span::ZERO).await {
+        tracing::warn!(error = %crate::engine::chain(&error), "the store has not confirmed the keyrings yet; it is tried again");
+    }
+    if let Some(relay) = relay {
+        relay.settle();
     }
     if !engine.is_open() {
         engine.reconcile_all().await;
@@ -418,6 +459,12 @@ fn settings(config: &Config) -> Settings {
         sign_deadline: config.signer.as_ref().map_or(Span::SECOND.times(2), |signer| signer.sign_deadline),
         audit_signatures: config.log.signatures,
         pool_size: std::thread::available_parallelism().map_or(1, usize::from),
+        role: match config.role {
+            ProcessRole::All => ReplicaRole::All,
+            ProcessRole::Manager => ReplicaRole::Manager,
+            ProcessRole::Signer => ReplicaRole::Signer,
+        },
+        publishes: config.public.is_some(),
     }
 }
 
@@ -456,6 +503,15 @@ fn bind_all(config: &Config) -> Result<Vec<(&'static str, Listener, BoundListene
         sockets.push((name, listener.clone(), socket));
     }
     Ok(sockets)
+}
+
+fn options(name: &'static str, tls: Option<Arc<Tls>>) -> ListenerOptions {
+    let usual = ListenerOptions { tls, drain_timeout: DRAIN, ..ListenerOptions::new(name) };
+    match name {
+        // Each replica holds a connection, on which it waits.
+        "replication" => ListenerOptions { max_connections: MOST_CONNECTIONS, body_limit: LONGEST_REPORT, ..usual },
+        _ => usual,
+    }
 }
 
 fn listen_address(address: &Address) -> ListenAddress {

@@ -65,6 +65,8 @@ pub struct Reading {
     pub now: Timestamp,
     /// The wall clock disagrees with what time must be; `now` is the last agreed wall clock plus boot time.
     pub frozen: bool,
+    /// Time since boot, not before `now` was read.
+    pub boot: Span,
 }
 
 /// Compares the wall clock with boot time at every reading (DESIGN §3.13). A step by more than the tolerance freezes:
@@ -151,8 +153,8 @@ impl TrustedClock {
         let guard = **self.state.load();
         let pair = Pair { wall: self.clock.wall(), boot: self.clock.boot() };
         match self.judge(guard, pair) {
-            Verdict::Agreed => Reading { now: pair.wall, frozen: false },
-            Verdict::Frozen => Reading { now: guard.agreed.extrapolate(pair.boot), frozen: true },
+            Verdict::Agreed => Reading { now: pair.wall, frozen: false, boot: pair.boot },
+            Verdict::Frozen => Reading { now: guard.agreed.extrapolate(pair.boot), frozen: true, boot: pair.boot },
             Verdict::Changes => self.settle(),
         }
     }
@@ -170,7 +172,7 @@ impl TrustedClock {
             let agreed = Pair { wall: recorded, boot: pair.boot };
             self.state.store(Arc::new(Guard { anchor: agreed, agreed, frozen: true }));
             self.given_out(recorded);
-            return Reading { now: recorded, frozen: true };
+            return Reading { now: recorded, frozen: true, boot: pair.boot };
         }
         drop(_changing);
         self.given_out(recorded);
@@ -183,7 +185,7 @@ impl TrustedClock {
         let pair = Pair { wall: self.clock.wall(), boot: self.clock.boot() };
         self.state.store(Arc::new(Guard { anchor: pair, agreed: pair, frozen: false }));
         self.latest.store(pair.wall.as_millis(), Ordering::SeqCst);
-        Reading { now: pair.wall, frozen: false }
+        Reading { now: pair.wall, frozen: false, boot: pair.boot }
     }
 
     fn settle(&self) -> Reading {
@@ -201,7 +203,7 @@ impl TrustedClock {
         };
         self.state.store(Arc::new(next));
         let now = if agrees { pair.wall } else { next.agreed.extrapolate(pair.boot) };
-        Reading { now, frozen: next.frozen }
+        Reading { now, frozen: next.frozen, boot: pair.boot }
     }
 
     fn judge(&self, guard: Guard, pair: Pair) -> Verdict {
@@ -218,7 +220,8 @@ impl TrustedClock {
         (pair.wall.as_millis() - expected).abs() <= self.tolerance_ms.load(Ordering::Relaxed)
     }
 
-    fn tolerance(&self) -> Span {
+    /// The difference between clocks that is not minded.
+    pub fn tolerance(&self) -> Span {
         Span::from_millis(self.tolerance_ms.load(Ordering::Relaxed))
     }
 
@@ -310,7 +313,7 @@ mod tests {
         let (clock, trusted) = start();
         for _ in 0..10_000 {
             clock.advance(Span::MINUTE);
-            assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false });
+            assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false, boot: clock.boot() });
         }
     }
 
@@ -320,9 +323,9 @@ mod tests {
             let (clock, trusted) = start();
             let before = trusted.now();
             clock.step_to(step(clock.wall()));
-            assert_eq!(trusted.read(), Reading { now: before, frozen: true });
+            assert_eq!(trusted.read(), Reading { now: before, frozen: true, boot: clock.boot() });
             clock.advance(Span::MINUTE);
-            assert_eq!(trusted.read(), Reading { now: before + Span::MINUTE, frozen: true });
+            assert_eq!(trusted.read(), Reading { now: before + Span::MINUTE, frozen: true, boot: clock.boot() });
         }
     }
 
@@ -333,7 +336,7 @@ mod tests {
         clock.step_to(right + YEAR);
         assert!(trusted.read().frozen);
         clock.step_to(right + Span::SECOND.times(59));
-        assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false });
+        assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false, boot: clock.boot() });
     }
 
     #[test]
@@ -341,7 +344,7 @@ mod tests {
         let (clock, trusted) = start();
         clock.step_to(clock.wall() + YEAR);
         assert!(trusted.read().frozen);
-        assert_eq!(trusted.accept(), Reading { now: clock.wall(), frozen: false });
+        assert_eq!(trusted.accept(), Reading { now: clock.wall(), frozen: false, boot: clock.boot() });
         clock.advance(Span::HOUR);
         assert!(!trusted.read().frozen);
     }
@@ -368,11 +371,14 @@ mod tests {
     fn at_start_a_clock_behind_the_record_freezes_and_one_ahead_does_not() {
         let (clock, trusted) = start();
         let recorded = clock.wall() + Span::DAY;
-        assert_eq!(trusted.start_from(recorded), Reading { now: recorded, frozen: true });
+        assert_eq!(trusted.start_from(recorded), Reading { now: recorded, frozen: true, boot: clock.boot() });
         clock.step_to(recorded);
         assert!(!trusted.read().frozen);
         let (clock, trusted) = start();
-        assert_eq!(trusted.start_from(clock.wall() - YEAR), Reading { now: clock.wall(), frozen: false });
+        assert_eq!(
+            trusted.start_from(clock.wall() - YEAR),
+            Reading { now: clock.wall(), frozen: false, boot: clock.boot() }
+        );
     }
 
     #[test]
@@ -380,7 +386,7 @@ mod tests {
         let (clock, trusted) = start();
         let latest = trusted.now();
         clock.step_to(latest - Span::SECOND.times(30));
-        assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false });
+        assert_eq!(trusted.read(), Reading { now: clock.wall(), frozen: false, boot: clock.boot() });
         assert_eq!(trusted.latest(), latest);
         clock.step_to(latest - YEAR);
         trusted.accept();

@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod keyring;
+pub mod outbound;
 pub mod publisher;
 pub mod seal;
 pub mod store;

@@ -366,6 +366,7 @@ async fn check_prints_the_timing_and_refuses_with_all_errors_at_once() {
     let derived = alone(&good, &["check", "-o", "json"]).await.json();
     assert_eq!(derived["valid"], true);
     assert_eq!(derived["keysets"][0]["overlap_seconds"], 901);
+    assert_eq!((&derived["role"], &derived["store"]), (&json!("all"), &json!("file")));
     let made: Vec<_> = std::fs::read_dir(good.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(made, ["jwksd.toml"], "it makes nothing");
 
@@ -392,6 +393,32 @@ async fn check_prints_the_timing_and_refuses_with_all_errors_at_once() {
     assert!(refused.code == 2 && refused.err.contains("TOML"), "{refused:?}");
     let missing = alone(&syntax, &["check", "--config", "nowhere.toml"]).await;
     assert_eq!(missing.code, 2, "{missing:?}");
+}
+
+#[tokio::test]
+async fn check_says_what_part_a_replica_takes() {
+    let folder = folder(TABLES);
+    let path = folder.path().join("jwksd.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let shared = "kind = \"postgres\"\nurl_env = \"DATABASE_URL\"\npublish_lag = \"1s\"\nstaleness_limit = \"9s\"\n";
+    let text = text.replace("kind = \"file\"\npath = \"keyrings\"\n", shared);
+    let text = text.replace("propagation = \"2s\"", "propagation = \"9s\"");
+    std::fs::write(&path, format!("role = \"manager\"\n{text}")).unwrap();
+    let manager = alone(&folder, &["check"]).await;
+    assert_eq!(manager.code, 0, "{manager:?}");
+    for part in
+        ["\nrole manager, store postgres at variable DATABASE_URL, schema jwksd\n", "verifier + publish lag + clock"]
+    {
+        assert!(manager.out.contains(part), "{part}: {manager:?}");
+    }
+    let derived = alone(&folder, &["check", "-o", "json"]).await.json();
+    assert_eq!((&derived["role"], &derived["store"]), (&json!("manager"), &json!("postgres")));
+    assert_eq!(derived["keysets"][0]["overlap_seconds"], 910, "the staleness limit counts");
+    let variables = [("JWKSD_CONFIG", "jwksd.toml".to_owned()), ("JWKSD__ROLE", "signer".to_owned())];
+    let signer = run(folder.path(), &variables, &["check"]).await;
+    assert_eq!(signer.code, 0, "{signer:?}");
+    assert!(signer.out.contains("\nkeysets and their timing are those that managers stored\n"), "{signer:?}");
+    assert!(signer.out.contains("keyset: has no effect with role = \"signer\""), "{signer:?}");
 }
 
 #[tokio::test]

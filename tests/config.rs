@@ -1,10 +1,13 @@
 //! The configuration from outside: what is refused and in which words, what is read, which defaults hold.
 
+#[path = "config/replicas.rs"]
+mod replicas;
+
 use std::path::{Path, PathBuf};
 
 use jwksd::config::{
     self, Address, ClientCredential, Config, ConfigErrors, Format, Initialise, Loaded, LogFormat, LogLevel, Role,
-    SecretSource, Source, Watch,
+    SecretSource, Source, StoreKind, Watch,
 };
 use jwksd::keyring::algorithm::{Algorithm, EdLabel, RsaBits};
 use jwksd::keyring::policy::{Bootstrap, Discovery};
@@ -299,7 +302,7 @@ const BROKEN: &[Broken] = &[
     // Store, seal, the rest
     ("no store and no seal", &[("[store]\npath = \"data/keyrings\"\n[seal]\npath = \"data/seal.key\"\n", "")]),
     ("a store without path", &[("path = \"data/keyrings\"", "kind = \"file\"")]),
-    ("a store of a later release", &[("path = \"data/keyrings\"", "path = \"data/keyrings\"\nkind = \"postgres\"")]),
+    ("a store of a later release", &[("path = \"data/keyrings\"", "path = \"data/keyrings\"\nkind = \"kubernetes\"")]),
     ("a store nobody knows", &[("path = \"data/keyrings\"", "path = \"data/keyrings\"\nkind = \"redis\"")]),
     (
         "an initialisation nobody knows",
@@ -695,7 +698,7 @@ fn a_file_named_json_is_json_and_others_are_toml() {
 #[test]
 fn every_sample_loads_and_its_timing_holds() {
     let paths = samples();
-    assert!(paths.len() >= 6, "{paths:?}");
+    assert!(paths.len() >= 9, "{paths:?}");
     for path in paths {
         let loaded = load(&Source::File(path.clone())).unwrap_or_else(|error| panic!("{error}"));
         assert!(loaded.timing.is_empty(), "{}: {:?}", path.display(), loaded.timing);
@@ -715,6 +718,7 @@ fn the_built_in_configuration_is_the_default_file() {
 fn the_reference_names_every_key_and_no_other() {
     let text = std::fs::read_to_string(sample("config/reference.toml")).unwrap();
     let table: toml::Value = toml::from_str(&text).unwrap();
+    let stores = other_stores(&text).map(|store| toml::from_str::<toml::Value>(&store).unwrap());
     for key in config::known_keys() {
         let segments: Vec<&str> = key.path.split('.').collect();
         let leaf = segments[segments.len() - 1];
@@ -727,8 +731,10 @@ fn the_reference_names_every_key_and_no_other() {
                 key.path
             ),
             None => assert!(
-                // A seal has a path or a key_id: its table shows one, the tables of earlier seals show both.
+                // A seal has a path or a key_id: its table shows one, the tables of earlier seals show both. A store is
+                // of one kind: the others stand in comments.
                 stands(&table, &segments)
+                    || (segments[0] == "store" && stores.iter().any(|store| stands(store, &segments)))
                     || shared_table_is_explained(&segments)
                     || (key.path == "seal.key_id" && stands(&table, &["seal", "previous", "NAME", "key_id"])),
                 "{} is not in the reference",
@@ -738,6 +744,43 @@ fn the_reference_names_every_key_and_no_other() {
     }
     // The other direction is that it loads: unknown keys are errors.
     load(&Source::File(sample("config/reference.toml"))).unwrap();
+}
+
+/// The two tables of shared stores in the comments of the reference.
+fn other_stores(text: &str) -> [String; 2] {
+    let mut blocks = text.split("# [store]\n").skip(1).map(|block| {
+        let lines = block.lines().map_while(|line| line.strip_prefix('#')).map(str::trim_start);
+        // What has no `=` explains the line before it.
+        let settings = lines.filter(|line| line.contains(" = ")).collect::<Vec<_>>();
+        format!("[store]\n{}\n", settings.join("\n"))
+    });
+    let stores = [blocks.next().expect("a first one"), blocks.next().expect("a second one")];
+    assert!(blocks.next().is_none());
+    stores
+}
+
+#[test]
+fn the_other_stores_of_the_reference_load_and_show_the_defaults() {
+    let text = std::fs::read_to_string(sample("config/reference.toml")).unwrap();
+    let [postgres, upstream] = other_stores(&text);
+    // The reference shows both places where a secret can be.
+    let one = |store: &str, other: &str| {
+        store.lines().filter(|line| !line.starts_with(other)).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let path = "[store]\npath = \"data/keyrings\"\n";
+    let shown = valid(&[(path, &one(&postgres, "url_env"))]).config.store;
+    let plain = valid(&[(path, "[store]\nkind = \"postgres\"\nurl_file = \"secrets/database.url\"\n")]).config.store;
+    let mut expected = plain;
+    expected.state_path.clone_from(&shown.state_path);
+    let (StoreKind::Postgres(shown_postgres), StoreKind::Postgres(default)) = (&shown.kind, &mut expected.kind) else {
+        panic!("{shown:?}")
+    };
+    default.ca_file.clone_from(&shown_postgres.ca_file);
+    assert_eq!(shown, expected);
+    assert!(shown.state_path.is_some() && shown_postgres.ca_file.is_some());
+    let signer = [(path, one(&upstream, "token_env")), ("\n[public]", "role = \"signer\"\n[public]".to_owned())];
+    let shown = valid(&signer.each_ref().map(|(from, to)| (*from, to.as_str()))).config.store;
+    assert!(matches!(&shown.kind, StoreKind::Upstream(upstream) if upstream.urls.len() == 2), "{shown:?}");
 }
 
 /// Whether some table that `segments` can mean has the key.
@@ -754,7 +797,9 @@ fn stands(value: &toml::Value, segments: &[&str]) -> bool {
 fn shared_table_is_explained(segments: &[&str]) -> bool {
     matches!(
         segments,
-        ["defaults", ..] | ["public" | "admin" | "ops", "socket_mode"] | ["signer" | "admin" | "ops", "tls", ..]
+        ["defaults", ..]
+            | ["public" | "admin" | "ops" | "replication", "socket_mode"]
+            | ["signer" | "admin" | "ops" | "replication", "tls", ..]
     )
 }
 

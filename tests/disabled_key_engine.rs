@@ -11,7 +11,7 @@ use jwksd::backend::{
     Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, RemoteSigner, Signer, StoredKey,
 };
 use jwksd::clock::{ManualClock, TrustedClock};
-use jwksd::engine::{Declared, Engine, Settings, SignFailure};
+use jwksd::engine::{Declared, Engine, ReplicaRole, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::change::AUDIT_KEPT;
 use jwksd::keyring::claims::parse_request;
@@ -192,7 +192,13 @@ async fn start(
     let ledger = Arc::new(ledger.unwrap());
     let service = Service { keys: LocalBackend::new(ledger.keys()), disabled: disabled.clone() };
     let backends: [Arc<dyn Backend>; 1] = [Arc::new(service)];
-    let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+    let settings = Settings {
+        sign_deadline: Span::SECOND,
+        audit_signatures: false,
+        pool_size: 1,
+        role: ReplicaRole::All,
+        publishes: true,
+    };
     let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
     let declared = Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy()), fits: true };
     engine.configure(&[declared]).await.unwrap();

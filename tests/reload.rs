@@ -77,6 +77,31 @@ async fn timing_that_would_be_refused_changes_nothing_and_is_told_with_its_arith
 }
 
 #[tokio::test]
+async fn another_role_or_a_shared_store_is_not_half_taken() {
+    let daemon = Daemon::builder().tables(KEYSET).start().await;
+    let of_file = std::fs::read_to_string(daemon.path("jwksd.toml")).unwrap();
+    rewrite(&daemon, |text| {
+        let (before, rest) = text.split_once("[store]\n").unwrap();
+        let (_, after) = rest.split_once("\n[").unwrap();
+        let store = "[store]\nkind = \"postgres\"\nurl_file = \"db.url\"\n[";
+        format!("{before}{store}{after}").replace("max_ttl = \"10m\"", "max_ttl = \"20m\"")
+    });
+    let needs = "needs a restart, before which nothing of the change is taken";
+    let refused = reload(&daemon, 422).await["errors"].clone();
+    assert_eq!(refused, json!([format!("store.kind: file → postgres {needs}")]));
+    rewrite(&daemon, |text| format!("role = \"signer\"\n{text}"));
+    let refused = reload(&daemon, 422).await["errors"].clone();
+    let role = format!("role: all → signer {needs}");
+    assert_eq!(refused, json!([role, format!("store.kind: file → postgres {needs}")]));
+    assert_eq!(max_ttl(&daemon).await, 600, "nothing of it is taken");
+    let shown = daemon.admin(Method::GET, "/keysets/default", None).await.json();
+    assert_eq!(shown["health"], "ok", "the keyset counts as configured: {shown:#}");
+    rewrite(&daemon, |_| of_file.replace("max_ttl = \"10m\"", "max_ttl = \"20m\""));
+    reload(&daemon, 200).await;
+    eventually("the rest of it", PATIENCE, async || (max_ttl(&daemon).await == 1200).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_certificate_that_cannot_be_used_keeps_the_whole_change_out() {
     let (mut daemon, first) = with_tls();
     daemon.start_process().await;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jwksd::backend::local::LocalBackend;
 use jwksd::backend::{Backend, BackendError, CreatedKey, KeyIdentity, RemoteSigner, Signer, StoredKey};
 use jwksd::clock::{Clock, ManualClock, TrustedClock};
-use jwksd::engine::{Declared, Engine, KeysetCell, Settings, SignFailure};
+use jwksd::engine::{Declared, Engine, KeysetCell, ReplicaRole, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::name::Name;
@@ -153,7 +153,13 @@ impl Site {
         });
         let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::MINUTE));
         let backends: [Arc<dyn Backend>; 1] = [backend.clone()];
-        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let settings = Settings {
+            sign_deadline: Span::SECOND,
+            audit_signatures: false,
+            pool_size: 1,
+            role: ReplicaRole::All,
+            publishes: true,
+        };
         let engine = Engine::new(trusted, Arc::new(ledger), backends, None, Arc::new(Metrics::new()), settings);
         let declared = Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy(name)), fits: true };
         engine.configure(&[declared]).await.unwrap();

@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 13] = [
     &["publisher"],
     &["telemetry"],
     &["aws_kms"],
-    &["config", "clock"],
+    &["config", "clock", "outbound"],
     &["keyring"],
 ];
 

@@ -9,7 +9,7 @@ use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::view::Health;
 use jwksd::engine::whole::WholeRequest;
-use jwksd::engine::{CommandError, Declared, Engine, Records, Rest, Settings, SignFailure};
+use jwksd::engine::{CommandError, Declared, Engine, Records, ReplicaRole, Rest, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
@@ -78,7 +78,13 @@ impl Site {
     fn engine(&self, records: Records) -> Waiting {
         let data_keys = Arc::new(LateDataKeys::default());
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(data_keys.clone()))];
-        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let settings = Settings {
+            sign_deadline: Span::SECOND,
+            audit_signatures: false,
+            pool_size: 1,
+            role: ReplicaRole::All,
+            publishes: true,
+        };
         let engine = Engine::new(self.trusted(), records, backends, None, Arc::new(Metrics::new()), settings);
         Waiting { engine, data_keys }
     }

@@ -95,6 +95,7 @@ fn key(keyset: &Name, serial: u64, keys: &DataKeys) -> Key {
         state: KeyState::Pending,
         entered_at: at(0),
         created_at: at(0),
+        since_generation: 3,
         published_at: None,
         seen_at: None,
         activated_at: None,
@@ -119,6 +120,7 @@ fn keyring(keyset: &Name, lineage: &str, keys: &DataKeys) -> Keyring {
         generation: 1,
         written_at: at(0),
         policy: policy(),
+        supersedes: Vec::new(),
         first: true,
         keys: vec![key(keyset, 1, keys), key(keyset, 2, keys), remote],
         banned: vec![],
@@ -660,6 +662,7 @@ fn fullest(base: Keyring) -> Keyring {
             seen: BTreeMap::new(),
             issuer_served: true,
             resumed_at: None,
+            lagging: BTreeMap::new(),
             room: 10,
             backoff: BTreeMap::new(),
         };
@@ -757,6 +760,7 @@ async fn the_alive_mark_is_kept_and_its_absence_is_not_an_error() {
         resumed: BTreeMap::from([(ISSUER.to_owned(), at(0))]),
         removals_delay: Span::ZERO,
         latest: at(0),
+        confirmed: None,
         sampled: BTreeMap::new(),
     };
     ledger.write_alive(&alive).await.unwrap();
@@ -1100,6 +1104,7 @@ async fn sealed_site(seal: &Arc<dyn KeyEncryptionKey>) -> Arc<dyn Store> {
             resumed: BTreeMap::new(),
             removals_delay: Span::ZERO,
             latest: at(0),
+            confirmed: None,
             sampled: BTreeMap::new(),
         })
         .await

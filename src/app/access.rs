@@ -27,6 +27,7 @@ pub enum AccessError {
 pub(super) struct Access {
     pub admins: Arc<Authenticator<Role>>,
     pub clients: Arc<Clients>,
+    pub replicas: Arc<Authenticator<()>>,
     environment: Environment,
 }
 
@@ -44,15 +45,17 @@ pub(super) struct Credentials {
     clients: TokenSet<Grant>,
     uids: HashMap<u32, (Name, Grant)>,
     open: bool,
+    replicas: TokenSet<()>,
 }
 
 impl Access {
     pub fn new(engine: &Arc<Engine>, config: &Config, environment: Environment) -> Result<Self, AccessError> {
-        let Credentials { admins, clients, uids, open } = Credentials::read(config, &environment)?;
-        let clock = engine.clone();
+        let Credentials { admins, clients, uids, open, replicas } = Credentials::read(config, &environment)?;
+        let (clock, same_clock) = (engine.clone(), engine.clone());
         Ok(Access {
             admins: Arc::new(Authenticator::new(admins, move || clock.clock.now())),
             clients: Arc::new(Clients::new(engine.clone(), clients, uids, open)),
+            replicas: Arc::new(Authenticator::new(replicas, move || same_clock.clock.now())),
             environment,
         })
     }
@@ -65,8 +68,9 @@ impl Access {
     /// Puts credentials in force. `same_listener`: the signer listens where this configuration says; only then may a
     /// configuration without clients open it to whoever reaches it.
     pub fn replace(&self, credentials: Credentials, same_listener: bool) {
-        let Credentials { admins, clients, uids, open } = credentials;
+        let Credentials { admins, clients, uids, open, replicas } = credentials;
         self.admins.replace(admins);
+        self.replicas.replace(replicas);
         self.clients.replace(clients, uids, open && same_listener);
     }
 }
@@ -77,12 +81,15 @@ impl Credentials {
         let mut admins = TokenSet::default();
         for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
             let key = format!("admin.token.{}", token.name);
-            let secret = match &token.source {
-                SecretSource::File(path) => read_file(&format!("{key}.file"), path)?,
-                SecretSource::Environment(name) => Secret::from_env(name, environment(name))
-                    .map_err(|source| AccessError::Secret { key: key.clone(), source })?,
-            };
+            let secret = read_secret(&key, "file", &token.source, environment)?;
             let added = admins.insert(token.name.clone(), secret.expose(), token.role);
+            added.map_err(|source| AccessError::Token { key, source })?;
+        }
+        let mut replicas = TokenSet::default();
+        for client in config.replication.iter().flat_map(|replication| &replication.clients) {
+            let key = format!("replication.client.{}", client.name);
+            let secret = read_secret(&key, "token_file", &client.token, environment)?;
+            let added = replicas.insert(client.name.clone(), secret.expose(), ());
             added.map_err(|source| AccessError::Token { key, source })?;
         }
         let mut clients = TokenSet::default();
@@ -102,7 +109,21 @@ impl Credentials {
                 }
             }
         }
-        Ok(Credentials { admins, clients, uids, open: config.signer.is_some() && configured.is_empty() })
+        Ok(Credentials { admins, clients, uids, open: config.signer.is_some() && configured.is_empty(), replicas })
+    }
+}
+
+/// The secret of the table `key`, whose file `member` names.
+pub(super) fn read_secret(
+    key: &str,
+    member: &str,
+    source: &SecretSource,
+    environment: &Environment,
+) -> Result<Secret, AccessError> {
+    match source {
+        SecretSource::File(path) => read_file(&format!("{key}.{member}"), path),
+        SecretSource::Environment(name) => Secret::from_env(name, environment(name))
+            .map_err(|source| AccessError::Secret { key: key.to_owned(), source }),
     }
 }
 

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Credentials};
 use super::{declared, explained, settings, tls_files, tolerance};
-use crate::config::{Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_needed};
+use crate::config::{
+    Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_first, restart_needed,
+};
 use crate::engine::{Engine, chain};
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
@@ -119,12 +121,18 @@ impl Reloader {
         if other && !loaded.timing.is_empty() {
             return Err(loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect());
         }
+        let unfit = restart_first(&running.started, &loaded.config);
+        if !unfit.is_empty() {
+            return Err(unfit);
+        }
         let fresh = self.read(&loaded.config, &running.started)?;
         if other {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
             self.engine.set_settings(settings(&loaded.config));
-            self.engine.clock.set_tolerance(tolerance(&loaded.config));
+            if !self.engine.is_reader() {
+                self.engine.clock.set_tolerance(tolerance(&loaded.config));
+            }
             self.engine.schedule();
         }
         let renewed = self.put_in_force(fresh);

@@ -4,17 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
-use super::access::{AccessError, fresh_token};
+use super::access::{AccessError, Environment, fresh_token, read_secret};
 use crate::aws_kms::SdkKms;
-use crate::config::{Config, Initialise, SealKey, SecretSource, StoreKind};
+use crate::clock::{SystemClock, TrustedClock};
+use crate::config::{Config, Initialise, SealKey, SecretSource, StoreKind, Upstream};
 use crate::keyring::time::Timestamp;
 use crate::seal::aws_kms::{AwsKmsKey, CallCounter};
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
-use crate::store::Store;
 use crate::store::file::FileStore;
 use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Unauthenticated};
 use crate::store::memory::MemoryStore;
+use crate::store::relay::Relay;
+use crate::store::split::Split;
+use crate::store::upstream::{Token, UpstreamSettings, UpstreamStore};
+use crate::store::{Document, Store};
 
 /// What an initialisation made.
 #[derive(Clone, Debug, Default)]
@@ -60,16 +64,69 @@ impl Unsealing {
 }
 
 /// Opens what is initialised; initialises what is empty where the configuration allows it. Asks nobody elsewhere.
-pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppError> {
+///
+/// `served` gives the store that replicas fetch from, where there are any.
+pub(super) async fn open(
+    config: &Config,
+    now: Timestamp,
+    environment: &Environment,
+    served: impl FnOnce(Arc<dyn Store>) -> Served,
+) -> Result<(Opened, Option<Arc<Relay>>), AppError> {
+    let (store, relay) = served(open_store(config, environment)?);
+    Ok((open_records(config, store, now).await?, relay))
+}
+
+/// A store as the ledger uses it, and the relay in it.
+pub(super) type Served = (Arc<dyn Store>, Option<Arc<Relay>>);
+
+/// Puts a relay around the store where replicas fetch from this process.
+pub(super) fn relayed(config: &Config, store: Arc<dyn Store>, clock: &Arc<TrustedClock>) -> Served {
+    if config.replication.is_none() {
+        return (store, None);
+    }
+    let relay = Arc::new(Relay::new(store, clock.clone()));
+    (relay.clone(), Some(relay))
+}
+
+fn open_store(config: &Config, environment: &Environment) -> Result<Arc<dyn Store>, AppError> {
+    if let StoreKind::Upstream(upstream) = &config.store.kind {
+        return open_upstream(upstream, config.store.state_path.as_deref(), environment);
+    }
     let path = folder(config)?;
     if config.store.initialise == Initialise::Never && !exists(path) {
         return Err(AppError::NotInitialised { path: path.to_owned() });
     }
-    let evidence = seal_evidence(config)?;
-    let store: Arc<dyn Store> = match config.store.initialise {
+    Ok(match config.store.initialise {
         Initialise::Never => Arc::new(FileStore::open(path)?),
         Initialise::IfEmpty => Arc::new(FileStore::create(path)?),
+    })
+}
+
+/// Records of managers; what this replica remembers is in a folder of its own, or in memory.
+fn open_upstream(
+    upstream: &Upstream,
+    state_path: Option<&Path>,
+    environment: &Environment,
+) -> Result<Arc<dyn Store>, AppError> {
+    let token = match &upstream.token {
+        SecretSource::File(path) => Token::File(path.clone()),
+        variable => Token::Fixed(read_secret("store.token_env", "", variable, environment)?),
     };
+    let settings = UpstreamSettings {
+        ca_file: upstream.ca_file.clone(),
+        keysets: upstream.keysets.clone(),
+        ..UpstreamSettings::new(upstream.urls.clone(), token)
+    };
+    let own: Arc<dyn Store> = match state_path {
+        Some(path) => Arc::new(FileStore::create(path)?),
+        None => Arc::new(MemoryStore::new()),
+    };
+    let managers = UpstreamStore::open(settings, Arc::new(SystemClock))?;
+    Ok(Arc::new(Split::new(Arc::new(managers), own)))
+}
+
+async fn open_records(config: &Config, store: Arc<dyn Store>, now: Timestamp) -> Result<Opened, AppError> {
+    let evidence = seal_evidence(config)?;
     let remote = evidence == SealEvidence::Unknown;
     match Ledger::inspect(store.as_ref(), evidence).await? {
         Initialisation::Initialised if remote => {
@@ -78,7 +135,9 @@ pub(super) async fn open(config: &Config, now: Timestamp) -> Result<Opened, AppE
         }
         Initialisation::Initialised => Ok(Opened::Ledger(open_initialised(config, store).await?)),
         // `jwksd init` began and did not end; or it never ran.
-        _ if config.store.initialise == Initialise::Never => Err(AppError::NotInitialised { path: path.to_owned() }),
+        _ if config.store.initialise == Initialise::Never => {
+            Err(LedgerError::NotInitialised { location: store.locate(&Document::Installation) }.into())
+        }
         _ if remote => {
             announce(make_tokens(config)?);
             let claims = Unauthenticated::uninitialised(store.clone());
@@ -123,13 +182,16 @@ pub async fn open_for_maintenance(
     Ok((store, keys(config, &Arc::default())?))
 }
 
-pub(super) async fn memory(now: Timestamp) -> Result<Ledger, AppError> {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+pub(super) async fn memory(
+    now: Timestamp,
+    served: impl FnOnce(Arc<dyn Store>) -> Served,
+) -> Result<(Ledger, Option<Arc<Relay>>), AppError> {
+    let (store, relay) = served(Arc::new(MemoryStore::new()));
     let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> {
         let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
         Ok(key)
     };
-    Ok(Ledger::initialise(store, SealEvidence::Missing, make, now).await?)
+    Ok((Ledger::initialise(store, SealEvidence::Missing, make, now).await?, relay))
 }
 
 async fn open_initialised(config: &Config, store: Arc<dyn Store>) -> Result<Ledger, AppError> {
@@ -208,7 +270,11 @@ fn seal_evidence(config: &Config) -> Result<SealEvidence, SealError> {
 fn folder(config: &Config) -> Result<&Path, AppError> {
     match &config.store.kind {
         StoreKind::File { path } => Ok(path),
-        StoreKind::Postgres(_) | StoreKind::Upstream(_) => {
+        StoreKind::Upstream(_) => Err(AppError::Unfit(vec![
+            "store.kind: managers write what an upstream store reads: run this command with a manager's configuration"
+                .to_owned(),
+        ])),
+        StoreKind::Postgres(_) => {
             let kind = config.store.kind.as_str();
             Err(AppError::Unfit(vec![format!(
                 "store.kind: this build cannot open a store of kind {kind:?}; use \"file\""

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::keysets::print_json;
 use super::{Failure, Global, Outcome, Output};
-use crate::config::{ConfigErrors, examine_files, load};
+use crate::config::{ConfigErrors, ProcessRole, examine_files, load};
 use crate::engine::chain;
 use crate::keyring::timing::derive;
 use crate::keyring::verifiers::presets;
@@ -38,11 +38,19 @@ pub(super) fn check(global: &Global) -> Outcome {
                 })
             })
             .collect();
-        print_json(&json!({ "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "keysets": derived }));
+        print_json(&json!({
+            "valid": errors.is_empty(), "errors": errors, "warnings": warnings, "role": loaded.config.role.as_str(),
+            "store": loaded.config.store.kind.as_str(), "keysets": derived,
+        }));
     } else {
         println!("{} is {}", loaded.origin, if errors.is_empty() { "valid" } else { "not valid" });
+        println!("role {}, store {}", loaded.config.role, loaded.config.store.kind);
+        if loaded.config.role == ProcessRole::Signer {
+            println!("keysets and their timing are those that managers stored");
+        }
         for (keyset, derived) in &keysets {
             let policy = &keyset.policy;
+            let lag = if policy.rotation.publish_lag.is_zero() { "" } else { "publish lag + " };
             println!("\n{}  {}  {}", keyset.name, policy.algorithm, policy.issuer.url);
             println!("  rotation      {}", policy.rotation.schedule);
             println!(
@@ -50,7 +58,7 @@ pub(super) fn check(global: &Global) -> Outcome {
                 policy.rotation.propagation
             );
             println!(
-                "  visibility    {}: the least that propagation may be (caches + slowest verifier + clock skew)",
+                "  visibility    {}: the least that propagation may be (caches + slowest verifier + {lag}clock skew)",
                 derived.visibility_window
             );
             println!(

@@ -50,6 +50,8 @@ pub(super) async fn sign(global: &Global, keyset: Option<&str>, wish: Wish) -> O
 fn only_keyset(config: &Config) -> Result<String, Failure> {
     match config.keysets.as_slice() {
         [only] => Ok(only.name.to_string()),
+        // A signer's configuration names none.
+        [] => Err(Failure::Usage("say which keyset: the configuration has none".to_owned())),
         several => {
             let names: Vec<_> = several.iter().map(|keyset| keyset.name.as_str()).collect();
             Err(Failure::Usage(format!("say which keyset: {}", names.join(", "))))

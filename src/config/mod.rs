@@ -31,7 +31,7 @@ pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
 pub use problem::Problem;
 pub use publisher::{Publisher, PublisherKind};
 pub use raw::{KnownKey, known_keys};
-pub use restart::restart_needed;
+pub use restart::{restart_first, restart_needed};
 pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
 pub use store::{Initialise, Postgres, Store, StoreKind, Upstream};
 pub use value::Format;

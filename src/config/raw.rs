@@ -170,12 +170,12 @@ tables! {
         token_file: PathBuf,
         token_env: String,
         keysets: Vec<String>,
-        url: InlineDatabase,
-        dsn: InlineDatabase,
-        user: InlineDatabase,
-        password: InlineDatabase,
-        token: InlineToken,
-        secret: InlineToken,
+        url: InlineAccess,
+        dsn: InlineAccess,
+        user: InlineAccess,
+        password: InlineAccess,
+        token: InlineAccess,
+        secret: InlineAccess,
         ca: InlinePem,
     }
     Seal {
@@ -296,8 +296,9 @@ refused! {
         profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where, with `file` or \
         `env` for an admin token, `token_file` for a signer client, `token_file` or `token_env` for others";
-    InlineDatabase: "the database's URL, user and password do not stand in the configuration: write the whole URL \
-        (postgres://USER:PASSWORD@HOST/DATABASE) elsewhere and say where, with `url_file` or `url_env`";
+    InlineAccess: "secrets do not stand in the configuration: write the database's URL with user and password, or the \
+        token for managers, elsewhere and say where, with `url_file` or `url_env`, `token_file` or `token_env` (the \
+        managers themselves are named in `urls`)";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
         `key_file`, or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \

@@ -29,6 +29,17 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     changes
 }
 
+/// What differs so much that a process that runs by `old` can take nothing of `new`: what its policies are depends on it.
+/// Without a shared store they have no staleness limit and no publish lag, and a signer's configuration has none at all.
+pub fn restart_first(old: &Config, new: &Config) -> Vec<String> {
+    let role = (old.role != new.role).then(|| format!("role: {} → {}", old.role, new.role));
+    let (from, to) = (&old.store.kind, &new.store.kind);
+    let store =
+        (from.is_shared() != to.is_shared()).then(|| format!("store.kind: {} → {}", from.as_str(), to.as_str()));
+    let changes = role.into_iter().chain(store);
+    changes.map(|change| format!("{change} needs a restart, before which nothing of the change is taken")).collect()
+}
+
 fn describe_listener(config: &Config, table: &str) -> String {
     let Some((_, listener)) = config.listeners().find(|(name, _)| *name == table) else { return "off".to_owned() };
     let tls = if listener.tls.is_some() { " with TLS" } else { "" };

@@ -1,6 +1,6 @@
 //! The places where snapshots live, one per keyset and one per issuer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
@@ -8,11 +8,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use super::probes::Probes;
-use super::snapshot::{JwksDocument, KeysetSnapshot};
+use super::snapshot::{JwksDocument, KeysetSnapshot, Wanted};
 use crate::keyring::name::Name;
-use crate::keyring::policy::IssuerPolicy;
+use crate::keyring::plan::Lag;
+use crate::keyring::policy::{IssuerPolicy, Policy};
 use crate::keyring::record::{Keyring, Serial};
-use crate::keyring::time::Span;
+use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::Loaded;
 use crate::telemetry::metrics::{IssuerMetrics, KeysetMetrics, SigningMetrics};
 
@@ -32,6 +33,73 @@ pub struct KeysetCell {
     pub(super) wake: Notify,
     /// A write's outcome is unknown (`Writer::unsettled`), readable without the writer.
     pub(super) uncertain: AtomicBool,
+    /// Boot time at which the store was last known to hold what is shown, in milliseconds; `i64::MAX` where this process
+    /// alone writes it.
+    pub(super) confirmed: AtomicI64,
+    /// The last write was this process's: it goes on, and other replicas let it.
+    pub(super) leads: AtomicBool,
+    /// Boot time until which this process lets others take the next step, in milliseconds; 0: it has not begun to wait.
+    pub(super) gives_way_until: AtomicI64,
+    /// The policy that was stored when this process took its configuration.
+    pub(super) base: ArcSwapOption<Policy>,
+    /// Waiting keys that other replicas lack, or lacked.
+    pub(super) laggards: std::sync::Mutex<BTreeMap<Serial, Laggards>>,
+}
+
+/// Replicas that publish and lack a key.
+#[derive(Clone, Debug)]
+pub(super) struct Laggards {
+    /// Boot time since when, without a break.
+    pub since: Span,
+    /// Boot time at which there were any.
+    pub until: Span,
+    /// Those that lack it still.
+    pub replicas: Vec<String>,
+}
+
+impl KeysetCell {
+    /// Boot time since when the store was not asked, or did not agree; `None` where nobody else writes it.
+    pub fn confirmed_at(&self) -> Option<Span> {
+        Some(self.confirmed.load(Ordering::Relaxed)).filter(|at| *at != i64::MAX).map(Span::from_millis)
+    }
+
+    /// Whether the keyring was not confirmed for longer than its policy allows signers (S).
+    pub fn is_stale(&self, limit: Span, boot: Span) -> bool {
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        confirmed != i64::MAX && boot.as_millis().saturating_sub(confirmed) > limit.as_millis()
+    }
+
+    pub(super) fn confirm(&self, at: Span) {
+        self.confirmed.fetch_max(at.as_millis(), Ordering::Relaxed);
+    }
+
+    /// Whether another replica has adopted another policy than this process's since that was configured.
+    pub fn is_superseded(&self, snapshot: &KeysetSnapshot) -> bool {
+        let (Wanted::Policy(wanted), Some(base)) = (&snapshot.desired, &*self.base.load()) else { return false };
+        let stored = &snapshot.keyring.policy;
+        *stored != **wanted && *stored != **base
+    }
+
+    /// Names of the replicas that publish and lack the key.
+    pub fn missing_replicas(&self, serial: Serial) -> Vec<String> {
+        let laggards = self.laggards.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        laggards.get(&serial).map(|lag| lag.replicas.clone()).unwrap_or_default()
+    }
+
+    /// Whether a replica has lacked a waiting key for so long.
+    pub fn lags_for_longer_than(&self, limit: Span, boot: Span) -> bool {
+        let laggards = self.laggards.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        laggards.values().any(|lag| !lag.replicas.is_empty() && boot.saturating_sub(lag.since) > limit)
+    }
+
+    /// What other replicas lack of this keyring's waiting keys.
+    pub(super) fn lagging(&self, keyring: &Keyring, past: impl Fn(&Span) -> Timestamp) -> BTreeMap<Serial, Lag> {
+        let laggards = self.laggards.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let waiting = laggards.iter().filter(|(serial, _)| keyring.key(**serial).is_some());
+        waiting
+            .map(|(serial, lag)| (*serial, Lag { until: past(&lag.until), replicas: lag.replicas.clone() }))
+            .collect()
+    }
 }
 
 pub(super) struct Writer {
@@ -49,6 +117,8 @@ pub struct IssuerCell {
     pub document: ArcSwapOption<JwksDocument>,
     /// The issuer begins while listeners are open: nothing is served before all its keysets have their first key.
     withheld: AtomicBool,
+    /// Other replicas write too, and not every keyset that begins with the issuer has its first key yet.
+    incomplete: AtomicBool,
     pub metrics: IssuerMetrics,
     /// Whoever holds it may add a key to the issuer's JWKS: the limit counts all its keysets.
     pub(super) admission: Mutex<()>,
@@ -67,6 +137,7 @@ impl IssuerCell {
             policy: ArcSwap::from_pointee(policy),
             document: ArcSwapOption::empty(),
             withheld: AtomicBool::new(false),
+            incomplete: AtomicBool::new(false),
             metrics,
             admission: Mutex::new(()),
             rendering: std::sync::Mutex::new(()),
@@ -91,7 +162,12 @@ impl IssuerCell {
     }
 
     pub fn is_withheld(&self) -> bool {
-        self.withheld.load(Ordering::SeqCst)
+        self.withheld.load(Ordering::SeqCst) || self.incomplete.load(Ordering::SeqCst)
+    }
+
+    /// Notes whether first keys are still missing; whether that is news.
+    pub(super) fn note_incomplete(&self, incomplete: bool) -> bool {
+        self.incomplete.swap(incomplete, Ordering::SeqCst) != incomplete
     }
 
     pub(super) fn withhold(&self, withheld: bool) {

@@ -12,6 +12,9 @@ use crate::keyring::decide::{Decision, Intent, Outcome, Refusal, Request, decide
 use crate::keyring::record::{Key, KeyState, Keyring, PrivateHandle};
 use crate::telemetry::metrics::BackendOperation;
 
+/// How often a request is decided again because another replica was faster.
+const RACES_MAX: u32 = 16;
+
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -19,6 +22,9 @@ pub enum CommandError {
     Refused(#[from] Refusal),
     #[error("the seal has not been opened yet, so nothing can be changed")]
     Sealed,
+    /// This replica may not change anything.
+    #[error("this replica only reads the keyrings (role = \"signer\"): ask a manager")]
+    ReadOnly,
     #[error("the keyset is frozen: {reason}")]
     Frozen { reason: Arc<str> },
     #[error("the change could not be stored: {cause}")]
@@ -76,6 +82,9 @@ impl Engine {
         request: Request,
         material: Option<Joining>,
     ) -> Result<Outcome, CommandError> {
+        if self.is_reader() {
+            return Err(CommandError::ReadOnly);
+        }
         if self.is_sealed() && cell.snapshot.load().frozen.is_none() {
             return Err(CommandError::Sealed);
         }
@@ -85,14 +94,30 @@ impl Engine {
             .unwrap_or_else(|error| Err(CommandError::Store { cause: format!("the request was aborted: {error}") }))
     }
 
+    /// Where another replica writes at the same time, the request is decided again on what that wrote.
     async fn carry_out(
         &self,
         cell: &Arc<KeysetCell>,
-        mut request: Request,
+        request: Request,
         joining: Option<Joining>,
     ) -> Result<Outcome, CommandError> {
         let adds = matches!(request.intent, Intent::Import(_));
         let _admission = if adds { Some(cell.issuer.admission.lock().await) } else { None };
+        for _ in 0..RACES_MAX {
+            if let Some(outcome) = self.attempt_command(cell, request.clone(), joining.as_ref()).await? {
+                return Ok(outcome);
+            }
+        }
+        Err(CommandError::Store { cause: "other replicas kept changing the keyring; repeat the request".to_owned() })
+    }
+
+    /// `None` when another replica was faster.
+    async fn attempt_command(
+        &self,
+        cell: &Arc<KeysetCell>,
+        mut request: Request,
+        joining: Option<&Joining>,
+    ) -> Result<Option<Outcome>, CommandError> {
         let mut writer = cell.writer.lock().await;
         let settled = self.settle(cell, &mut writer).await;
         let snapshot = cell.snapshot.load_full();
@@ -108,9 +133,9 @@ impl Engine {
             self.refuse_taken(cell, &imported.key)?;
             imported.key.private = match joining {
                 Some(Joining::Private(material)) => {
-                    Some(self.seal_imported(&snapshot.keyring, &imported.key, *material).await?)
+                    Some(self.seal_imported(&snapshot.keyring, &imported.key, (**material).clone()).await?)
                 }
-                Some(Joining::Remote(found)) => Some(self.name_adopted(&snapshot.keyring, &imported.key, &found)?),
+                Some(Joining::Remote(found)) => Some(self.name_adopted(&snapshot.keyring, &imported.key, found)?),
                 None => None,
             };
         }
@@ -119,19 +144,21 @@ impl Engine {
             facts.room = u32::from(self.has_room_for(cell, &imported.key));
         }
         let (next, outcome) = match decide(&snapshot.keyring, &facts, &request)? {
-            Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(outcome),
+            Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(Some(outcome)),
             Decision::Write { next, outcome } => (*next, outcome),
         };
-        self.commit(cell, &mut writer, next).await.map_err(|error| match error {
-            CommitError::Ledger(error) => CommandError::Store { cause: chain(&error) },
-            CommitError::Signer(error) => CommandError::Backend { cause: chain(&error) },
-        })?;
+        match self.commit(cell, &mut writer, next).await {
+            Ok(()) => {}
+            Err(CommitError::Overtaken) => return Ok(None),
+            Err(CommitError::Ledger(error)) => return Err(CommandError::Store { cause: chain(&error) }),
+            Err(CommitError::Signer(error)) => return Err(CommandError::Backend { cause: chain(&error) }),
+        }
         if outcome.changes.iter().any(|change| change.to == KeyState::Active) {
             cell.metrics.rotated(trigger(&request.intent).into());
         }
         self.refresh_metrics(cell);
         cell.wake.notify_one();
-        Ok(outcome)
+        Ok(Some(outcome))
     }
 
     /// Seals imported material for the serial it is about to get.

@@ -20,9 +20,11 @@ impl Engine {
     /// Reads what the last run recorded, and takes it over.
     pub async fn resume(&self) {
         let Ok(ledger) = self.ledger() else { return };
-        self.settle_place(ledger).await;
+        if !self.is_reader() {
+            self.settle_place(ledger).await;
+        }
         match ledger.read_alive().await {
-            Ok(alive) => self.resume_from(alive.as_ref()),
+            Ok(own) => self.resume_from(latest(own, self.published_by_others().await).as_ref()),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "it is not known when the daemon was last alive; it is taken to have been away for long");
                 self.resume_from(Some(&Alive::long_ago()));
@@ -84,6 +86,10 @@ impl Engine {
         if gap > longest && !longest.is_zero() {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
+        if let Some(confirmed) = alive.confirmed.filter(|_| !reading.frozen) {
+            let ago = reading.now.since(confirmed);
+            self.directory().order.iter().for_each(|cell| cell.confirm(boot.saturating_sub(ago)));
+        }
         for issuer in &self.directory().issuers {
             if let Some(sampled) = alive.sampled.get(&issuer.url) {
                 issuer.probes().resume(&self.keyrings_of(issuer), *sampled, reading.now, boot.as_millis());
@@ -134,21 +140,20 @@ impl Engine {
         }
         let boot = self.clock.boot().as_millis();
         let directory = self.directory();
-        let resumed = directory.issuers.iter().filter_map(|issuer| {
-            let at = issuer.resumed_boot_ms()?;
-            Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - at))))
-        });
         let sampled = directory.issuers.iter().filter_map(|issuer| {
             let until = issuer.probes().known_until()?;
             Some((issuer.url.clone(), Timestamp::from_millis(reading.now.as_millis() - (boot - until))))
         });
         let wait = self.removals_wait.load(Ordering::Relaxed);
+        let confirmed = directory.order.iter().filter_map(|cell| cell.confirmed_at()).min();
+        let confirmed = confirmed.filter(|at| at.as_millis() != i64::MIN);
         let alive = Alive {
             at: reading.now,
-            resumed: resumed.collect(),
+            resumed: self.resumed_by_url(),
             removals_delay: Span::from_millis(wait.saturating_sub(boot)),
             latest: self.clock.latest(),
             sampled: sampled.collect(),
+            confirmed: confirmed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot - at.as_millis()))),
         };
         let failing = match ledger.write_alive(&alive).await {
             Ok(()) => false,
@@ -242,5 +247,16 @@ impl Engine {
             keys.unwrap_or(Span::ZERO).max(keyring.policy.overlap())
         });
         overlaps.max().unwrap_or(Span::ZERO)
+    }
+}
+
+/// What this process recorded, or what others published later: a replica that comes back to others was no silence.
+fn latest(own: Option<Alive>, others: Option<Alive>) -> Option<Alive> {
+    match (own, others) {
+        (Some(own), Some(others)) if others.at > own.at => {
+            Some(Alive { at: others.at, resumed: others.resumed, removals_delay: Span::ZERO, ..own })
+        }
+        (Some(own), _) => Some(own),
+        (None, others) => others,
     }
 }

@@ -3,8 +3,10 @@
 pub mod cell;
 pub mod command;
 mod disabled;
+mod following;
 pub mod heartbeat;
 pub mod placing;
+mod presence;
 pub mod probes;
 mod publish;
 mod reconcile;
@@ -89,6 +91,40 @@ pub struct Engine {
     complaints: Sieve,
     /// Held by whoever carries out a request to the daemon as a whole.
     turn: tokio::sync::Mutex<()>,
+    /// What this process is to the other replicas of its store.
+    role: ReplicaRole,
+    /// This process among the replicas: the machine's name and something random.
+    replica: String,
+    /// Other replicas use the store too.
+    shared: bool,
+    /// Whether the public listener is one of this process's.
+    publishes: bool,
+    following: following::Following,
+    presence: presence::Presence,
+    /// What the configuration says, for when the store has new keysets.
+    declared: std::sync::Mutex<Vec<Declared>>,
+}
+
+/// What a replica does with the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ReplicaRole {
+    /// Plans, writes, publishes and signs.
+    #[default]
+    All,
+    /// Plans, writes and publishes.
+    Manager,
+    /// Reads, signs and may publish.
+    Signer,
+}
+
+impl ReplicaRole {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ReplicaRole::All => "all",
+            ReplicaRole::Manager => "manager",
+            ReplicaRole::Signer => "signer",
+        }
+    }
 }
 
 /// What the engine needs to know besides policies.
@@ -99,6 +135,10 @@ pub struct Settings {
     pub audit_signatures: bool,
     /// Threads that may sign slow signatures of one keyset at once.
     pub pool_size: usize,
+    /// Taken at the start; later ones change nothing.
+    pub role: ReplicaRole,
+    /// There is a public listener; as for the role.
+    pub publishes: bool,
 }
 
 /// A keyset of the configuration.
@@ -136,6 +176,11 @@ impl Engine {
             Records::Authenticated(ledger) => (OnceLock::from(ledger), None),
             Records::Sealed(claims) => (OnceLock::new(), Some(claims)),
         };
+        let (role, publishes) = (settings.role, settings.publishes);
+        let shared = match (&ledger.get(), &claims) {
+            (Some(ledger), _) => ledger.shared().is_some(),
+            (None, claims) => claims.as_ref().is_some_and(Unauthenticated::is_shared),
+        };
         Arc::new(Engine {
             clock,
             metrics,
@@ -161,6 +206,13 @@ impl Engine {
             supervisor: Arc::default(),
             complaints: Sieve::default(),
             turn: tokio::sync::Mutex::default(),
+            role,
+            shared,
+            publishes,
+            declared: std::sync::Mutex::default(),
+            replica: presence::replica_name(),
+            following: following::Following::default(),
+            presence: presence::Presence::default(),
         })
     }
 
@@ -175,6 +227,20 @@ impl Engine {
     /// Exchanges the settings; pools keep the size they were made with.
     pub fn set_settings(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
+    }
+
+    /// Whether other replicas use the store too.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether this process only reads the store, and enforces what stands there.
+    pub fn is_reader(&self) -> bool {
+        self.role == ReplicaRole::Signer
+    }
+
+    pub(crate) fn publishes(&self) -> bool {
+        self.publishes
     }
 
     pub fn is_open(&self) -> bool {
@@ -195,15 +261,18 @@ impl Engine {
         let wait = self.removals_wait.load(Ordering::Relaxed);
         Facts {
             now: reading.now,
-            clock_frozen: reading.frozen,
+            clock_frozen: reading.frozen || self.following.clock_differs(),
             removals_not_before: if wait > boot.as_millis() {
                 future(Span::from_millis(wait))
             } else {
                 Timestamp::EPOCH
             },
             desired: match &snapshot.desired {
+                // Another replica has adopted another policy since: the one that came last stays.
+                Wanted::Policy(_) if cell.is_superseded(snapshot) => Desired::Policy(&snapshot.keyring.policy),
                 Wanted::Policy(policy) => Desired::Policy(policy),
                 Wanted::Degraded => Desired::Degraded,
+                Wanted::Stored => Desired::Policy(&snapshot.keyring.policy),
                 Wanted::Absent => Desired::Absent,
             },
             published: snapshot.published.iter().map(|(serial, at)| (*serial, past(at))).collect(),
@@ -216,6 +285,7 @@ impl Engine {
             },
             seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
             issuer_served: self.is_issuer_served(cell, snapshot),
+            lagging: cell.lagging(&snapshot.keyring, past),
             room: self.room(cell, &snapshot.keyring),
             backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),
         }

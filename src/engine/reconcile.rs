@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::cell::{KeysetCell, Writer};
+use super::presence::spread;
 use super::snapshot::{ActiveKey, Backoff};
 use crate::backend::{Backend, BackendError, BackendErrorKind};
 use crate::keyring::algorithm::Algorithm;
@@ -37,8 +38,13 @@ const LOCAL: &str = "local";
 /// Steps one pass may take before it yields to the scheduler; far above what any policy needs.
 const STEPS_MAX: usize = 10_000;
 
+/// How long a replica that did not write last lets others go first, at most.
+const DEFER_MAX: Span = Span::SECOND;
+
 /// A write that did not happen.
 pub(super) enum CommitError {
+    /// Another replica wrote first; what it wrote was taken up.
+    Overtaken,
     Ledger(LedgerError),
     /// The key that would sign cannot be opened.
     Signer(BackendError),
@@ -51,6 +57,7 @@ impl Engine {
             if self.stopping.load(Ordering::Relaxed) || self.is_sealed() {
                 return Rest::Until(None);
             }
+            self.settle_completeness().await;
             if cell.uncertain.load(Ordering::Acquire) {
                 let settled = self.settle(cell, &mut *cell.writer.lock().await).await;
                 if let Err(error) = settled {
@@ -67,7 +74,16 @@ impl Engine {
                 }
                 continue;
             }
+            if self.is_reader() {
+                self.refresh_metrics(cell);
+                return Rest::Until(self.look_after_remote(cell, None));
+            }
             let plan = plan(&snapshot.keyring, &self.facts(cell, &snapshot));
+            if plan.step.is_some()
+                && let Some(wait) = self.lets_others_go_first(cell)
+            {
+                return Rest::Retry(wait);
+            }
             let outcome = match plan.step {
                 None => {
                     if self.replace_disabled(cell).await {
@@ -87,6 +103,24 @@ impl Engine {
             }
         }
         Rest::Retry(RETRY_MIN)
+    }
+
+    /// Whoever wrote last goes on; the others give it a moment, each another one, and mostly find the step done. How much
+    /// longer this one waits.
+    fn lets_others_go_first(&self, cell: &KeysetCell) -> Option<Span> {
+        // At a start others are starting too, and what is missing is wanted now.
+        if !self.is_shared() || !self.is_open() || cell.leads.load(Ordering::Relaxed) {
+            return None;
+        }
+        let boot = self.clock.boot();
+        let until = Span::from_millis(cell.gives_way_until.load(Ordering::Relaxed));
+        if until.is_zero() {
+            let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
+            let wait = spread(Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
+            cell.gives_way_until.store((boot + wait).as_millis(), Ordering::Relaxed);
+            return Some(wait);
+        }
+        Some(until.saturating_sub(boot)).filter(|left| !left.is_zero())
     }
 
     /// Has a backend work on `step`, which may take long or for ever. What becomes due meanwhile does not wait for it: a
@@ -176,9 +210,11 @@ impl Engine {
             return Ok(()); // Somebody wrote in between: plan again.
         }
         let next = current.after(change, self.clock.now());
-        self.commit(cell, &mut writer, next)
-            .await
-            .map_err(|error| self.commit_failed(cell, step_of(change), &error))?;
+        match self.commit(cell, &mut writer, next).await {
+            Ok(()) => {}
+            Err(CommitError::Overtaken) => return Ok(()),
+            Err(error) => return Err(self.commit_failed(cell, step_of(change), &error)),
+        }
         if let Change::Promote { trigger, .. } = change {
             cell.metrics.rotated((*trigger).into());
         }
@@ -214,7 +250,10 @@ impl Engine {
         let private = PrivateHandle { backend: name, handle: created.handle };
         let key = NewKey { kid: created.kid, algorithm, public: created.public, private: Some(private) };
         let next = snapshot.keyring.after(&Change::Add(Box::new(key)), self.clock.now());
-        let Err(error) = self.commit(cell, &mut writer, next).await else { return Ok(()) };
+        let error = match self.commit(cell, &mut writer, next).await {
+            Ok(()) | Err(CommitError::Overtaken) => return Ok(()),
+            Err(error) => error,
+        };
         drop(writer);
         // Making a key costs more than writing it: not again at once.
         self.back_off(cell, slow).await;
@@ -250,9 +289,10 @@ impl Engine {
             return Ok(());
         }
         let next = current.after(&Change::Destroyed(serial), self.clock.now());
-        self.commit(cell, &mut writer, next)
-            .await
-            .map_err(|error| self.commit_failed(cell, RotationStep::Destroy, &error))
+        match self.commit(cell, &mut writer, next).await {
+            Ok(()) | Err(CommitError::Overtaken) => Ok(()),
+            Err(error) => Err(self.commit_failed(cell, RotationStep::Destroy, &error)),
+        }
     }
 
     /// Opens the active key when an earlier attempt failed.
@@ -284,8 +324,26 @@ impl Engine {
             Err(_) if keeps_or_revokes_the_signer(cell, &next) => None,
             Err(error) => return Err(CommitError::Signer(error)),
         };
-        let saved = self.save(cell, writer, &next).await.inspect_err(|error| self.distrust(cell, error));
-        writer.stored = Some(saved.map_err(CommitError::Ledger)?);
+        let asked = self.clock.boot();
+        let saved = match self.save(cell, writer, &next).await {
+            Ok(saved) => saved,
+            Err(LedgerError::Overtaken { .. }) => {
+                self.load_again(cell, writer).await.map_err(CommitError::Ledger)?;
+                return Err(CommitError::Overtaken);
+            }
+            Err(error) => {
+                self.distrust(cell, &error);
+                return Err(CommitError::Ledger(error));
+            }
+        };
+        writer.stored = Some(saved);
+        if self.is_shared() {
+            cell.leads.store(true, Ordering::Relaxed);
+            if !self.following.clock_differs() {
+                cell.confirm(asked);
+            }
+            self.presence.changed();
+        }
         let before = cell.snapshot.load_full().keyring.clone();
         let next = Arc::new(next);
         let was_full = self.room(cell, &before) == 0;
@@ -311,6 +369,7 @@ impl Engine {
         match ledger.settle(writer.stored.as_ref(), next).await {
             Ok(Settled::Written(saved)) => Ok(*saved),
             Ok(Settled::NotWritten) => Err(failed),
+            Err(error @ LedgerError::Overtaken { .. }) => Err(error),
             Err(error) if error.is_distrust() => Err(error),
             Err(_) => {
                 writer.unsettled = Some(next.clone());
@@ -335,6 +394,7 @@ impl Engine {
                 self.show(cell, next.clone(), signer);
                 self.report(cell, &before, &next);
             }
+            Err(LedgerError::Overtaken { .. }) => self.load_again(cell, writer).await?,
             Err(error) => {
                 self.distrust(cell, &error);
                 return Err(error);
@@ -346,9 +406,12 @@ impl Engine {
     }
 
     /// A record that is not what we wrote cannot be trusted: the last good set is served, nothing more is written.
-    fn distrust(&self, cell: &KeysetCell, error: &LedgerError) {
+    pub(super) fn distrust(&self, cell: &KeysetCell, error: &LedgerError) {
         let mut shown = (*cell.snapshot.load_full()).clone();
         if error.is_distrust() {
+            if shown.frozen.as_deref() == Some(chain(error).as_str()) {
+                return;
+            }
             tracing::error!(keyset = %cell.name, error = %chain(error), "the keyset is frozen: what it published stays, nothing is written");
             shown.frozen = Some(chain(error).into());
         } else {
@@ -359,11 +422,12 @@ impl Engine {
 
     fn commit_failed(&self, cell: &KeysetCell, step: RotationStep, error: &CommitError) -> Rest {
         let reason = match error {
-            CommitError::Ledger(_) => RotationFailureReason::Store,
+            CommitError::Ledger(_) | CommitError::Overtaken => RotationFailureReason::Store,
             CommitError::Signer(_) => RotationFailureReason::Backend,
         };
         cell.metrics.rotation_failed(step, reason);
         match error {
+            CommitError::Overtaken => Rest::Retry(RETRY_MIN),
             CommitError::Ledger(error) if error.is_distrust() => Rest::Frozen,
             CommitError::Ledger(error) => {
                 // Tried every second, for every keyset of the store.

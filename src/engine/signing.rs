@@ -106,10 +106,17 @@ impl Engine {
     ) -> Result<Option<Issued>, SignFailure> {
         // One reading serves iat, nbf and exp. It comes before the choice of the key, so that no key signs with a time
         // later than the one at which it was seen to have stopped.
-        let now = self.clock.now();
+        let reading = self.clock.read();
+        let now = reading.now;
         let snapshot = cell.snapshot.load();
         let jti = random_jti();
         let prepared = snapshot.rules.issue(request, now, &jti, audiences)?;
+        if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, reading.boot) {
+            return Err(ours(
+                SigningFailure::StaleKeyring,
+                "the store has not confirmed the keyring for staleness_limit",
+            ));
+        }
         if self.is_sealed() || cell.issuer.is_withheld() {
             return Err(ours(SigningFailure::BackendUnavailable, "the seal has not been opened yet"));
         }

@@ -55,6 +55,8 @@ pub enum Wanted {
     Policy(Arc<Policy>),
     Degraded,
     Absent,
+    /// What is stored: this process only reads.
+    Stored,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify};
 
 use super::cell::{Directory, IssuerCell, KeysetCell, RemoteHealth, Route, RouteKind, SigningPool, Writer};
@@ -77,6 +77,33 @@ impl Engine {
     /// Takes a configuration: loads what is stored, registers what is new, keeps what runs. Nothing changes on error.
     pub async fn configure(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
         let _configuring = self.configuring.lock().await;
+        self.configure_with(declared).await?;
+        for cell in &self.directory().order {
+            cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
+        }
+        *self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = declared.to_vec();
+        Ok(())
+    }
+
+    /// Takes the configuration again, since another replica changed which keysets there are, or where they are served.
+    pub(super) async fn rebuild(self: &Arc<Self>) {
+        let _configuring = self.configuring.lock().await;
+        let declared = self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if let Err(errors) = self.configure_with(&declared).await {
+            for error in errors {
+                tracing::error!(error = %chain(&error), "what another replica wrote does not go with the configuration here; what ran before goes on");
+            }
+            return;
+        }
+        for cell in &self.directory().order {
+            if cell.base.load().is_none() {
+                cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
+            }
+        }
+        self.schedule();
+    }
+
+    async fn configure_with(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
         if self.is_sealed() {
             return Err(vec![LedgerError::Sealed.into()]);
         }
@@ -89,6 +116,7 @@ impl Engine {
         let directory = self.build(known, &current);
         self.directory.store(Arc::new(directory));
         self.take_over(declared).await;
+        self.settle_tolerance();
         self.reconfigured.notify_one();
         Ok(())
     }
@@ -121,7 +149,8 @@ impl Engine {
         let Gathered { mut known, mut failures } = Gathered::default();
         for name in names {
             let position = declared.iter().position(|d| d.name == name);
-            let wanted = position.map_or(Wanted::Absent, |at| match declared[at].fits {
+            let unlisted = if self.is_reader() { Wanted::Stored } else { Wanted::Absent };
+            let wanted = position.map_or(unlisted, |at| match declared[at].fits {
                 true => Wanted::Policy(declared[at].policy.clone()),
                 false => Wanted::Degraded,
             });
@@ -179,6 +208,9 @@ impl Engine {
         known: &mut BTreeMap<Name, Known>,
         current: &Directory,
     ) -> Result<(), StartError> {
+        if self.is_reader() {
+            return Ok(());
+        }
         let moved =
             |d: &&Declared| known.get(&d.name).is_none_or(|k| k.keyring.policy.issuer.url != d.policy.issuer.url);
         let new: Vec<&Declared> = declared.iter().filter(moved).collect();
@@ -294,6 +326,11 @@ impl Engine {
             writer: Mutex::new(Writer { stored: known.stored, unsettled: None }),
             wake: Notify::new(),
             uncertain: AtomicBool::new(false),
+            confirmed: AtomicI64::new(if self.is_shared() { i64::MIN } else { i64::MAX }),
+            leads: AtomicBool::new(false),
+            gives_way_until: AtomicI64::new(0),
+            base: ArcSwapOption::empty(),
+            laggards: std::sync::Mutex::default(),
             name,
         })
     }
@@ -305,6 +342,7 @@ impl Engine {
             let wanted = match declared.iter().find(|d| d.name == cell.name) {
                 Some(d) if d.fits => Wanted::Policy(d.policy.clone()),
                 Some(_) => Wanted::Degraded,
+                None if self.is_reader() => Wanted::Stored,
                 None => Wanted::Absent,
             };
             self.want(cell, wanted).await;
@@ -334,7 +372,7 @@ impl Engine {
 
     /// Marks in the installation that every keyset has its keyring, so that a missing one is noticed.
     pub async fn confirm_created(&self) -> Result<(), LedgerError> {
-        if self.is_sealed() || !self.unconfirmed.swap(false, Ordering::Relaxed) {
+        if self.is_sealed() || self.is_reader() || !self.unconfirmed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         let directory = self.directory();
@@ -408,7 +446,7 @@ impl Known {
     fn issuer(&self) -> &IssuerPolicy {
         match &self.wanted {
             Wanted::Policy(policy) => &policy.issuer,
-            Wanted::Degraded | Wanted::Absent => &self.keyring.policy.issuer,
+            Wanted::Degraded | Wanted::Absent | Wanted::Stored => &self.keyring.policy.issuer,
         }
     }
 

@@ -9,7 +9,7 @@ use super::snapshot::KeysetSnapshot;
 use crate::keyring::outlook::{Alarm, Outlook, outlook};
 use crate::keyring::plan::is_held;
 use crate::keyring::record::{KeyState, Keyring};
-use crate::keyring::time::Timestamp;
+use crate::keyring::time::{Span, Timestamp};
 use crate::telemetry::audit::{LifecycleEvent, lifecycle};
 
 /// A keyset as it is now and what lies ahead.
@@ -70,6 +70,20 @@ impl Engine {
         if snapshot.store_failing {
             alarms.insert(Alarm::StoreUnavailable);
         }
+        if self.following.fails() {
+            alarms.insert(Alarm::StoreUnavailable);
+        }
+        if cell.is_superseded(&snapshot) {
+            alarms.insert(Alarm::Superseded);
+        }
+        let (rotation, boot) = (&snapshot.keyring.policy.rotation, self.clock.boot());
+        if cell.lags_for_longer_than(rotation.publish_lag, boot) {
+            alarms.insert(Alarm::ReplicaLagging);
+        }
+        let stale = cell.is_stale(rotation.staleness_limit, boot);
+        if stale {
+            alarms.insert(Alarm::Stale);
+        }
         if self.heartbeat_fails() {
             alarms.insert(Alarm::HeartbeatFailed);
         }
@@ -86,14 +100,17 @@ impl Engine {
         if silent {
             alarms.insert(Alarm::BackendUnavailable);
         }
-        let can_sign = snapshot.active.is_some() && !silent;
+        let can_sign = snapshot.active.is_some() && !silent && !stale;
         let now = facts.now;
         Sight { can_sign, outlook, alarms, now, snapshot }
     }
 
     /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.
     pub fn refresh_all_metrics(&self) {
-        self.metrics.set_clock_frozen(self.clock.read().frozen);
+        self.metrics.set_clock_frozen(self.clock.read().frozen || self.following.clock_differs());
+        let cells = self.directory();
+        let limits = cells.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.staleness_limit);
+        self.metrics.set_staleness_limit(limits.min().unwrap_or(Span::ZERO));
         for cell in &self.directory().order {
             self.refresh_metrics(cell);
         }
@@ -114,7 +131,8 @@ impl Engine {
         cell.metrics.set_standby_expected(sight.outlook.standby_expected);
         cell.metrics.set_hold(is_held(keyring.hold.as_ref(), sight.now));
         // The one process that holds a file store's lock confirms it by being alive (DESIGN §1, S).
-        cell.metrics.set_confirmed(sight.now);
+        let ago = cell.confirmed_at().map_or(Span::ZERO, |at| self.clock.boot().saturating_sub(at));
+        cell.metrics.set_confirmed(sight.now - ago);
         cell.metrics.set_alarms(sight.alarms.iter().copied());
     }
 

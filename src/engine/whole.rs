@@ -122,6 +122,9 @@ impl Engine {
     }
 
     fn open_ledger(&self) -> Result<&Arc<Ledger>, CommandError> {
+        if self.is_reader() {
+            return Err(CommandError::ReadOnly);
+        }
         self.writable().map_err(|_| CommandError::Sealed)
     }
 

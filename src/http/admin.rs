@@ -557,6 +557,7 @@ fn problem_of(error: &CommandError) -> Problem {
     match error {
         CommandError::Refused(refusal) => problem_of_refusal(refusal),
         CommandError::Sealed => Problem::new(ProblemType::SealUnavailable).cause(error).retry_after(SEAL_RETRY_SECONDS),
+        CommandError::ReadOnly => Problem::new(ProblemType::ReadOnlyReplica),
         CommandError::Frozen { reason } => {
             Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
         }

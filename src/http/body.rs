@@ -1,4 +1,4 @@
-//! Request bodies: at most 64 KiB, complete in time, read into one piece.
+//! Request bodies: of bounded size, complete in time, read into one piece.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,16 +13,21 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::problem::{Problem, ProblemType};
 
-/// The most bytes a request's body may have.
+/// The most bytes a request's body may have, except for reports of replicas.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
 /// Reads a whole body. 413, 408 or 400 as a problem where it is too large, too slow or breaks off.
-pub async fn read(mut body: Body) -> Result<Bytes, Problem> {
+pub async fn read(body: Body) -> Result<Bytes, Problem> {
+    read_up_to(body, BODY_LIMIT).await
+}
+
+/// As [`read`], where more may come; the listener must let it through.
+pub(super) async fn read_up_to(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(problem_of)?.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > BODY_LIMIT {
+        if first.len() + rest.len() + data.len() > limit {
             return Err(ProblemType::BodyTooLarge.into());
         }
         // Nearly every body arrives in one frame, which is then not copied.
@@ -41,7 +46,7 @@ pub async fn read(mut body: Body) -> Result<Bytes, Problem> {
     Ok(whole.freeze())
 }
 
-/// A body that ends with an error when it grows past `BODY_LIMIT` or takes longer than its deadline.
+/// A body that ends with an error when it grows past its limit or takes longer than its deadline.
 pub(super) struct Limited {
     inner: Body,
     left: usize,
@@ -50,8 +55,8 @@ pub(super) struct Limited {
 }
 
 impl Limited {
-    pub(super) fn new(inner: Body, timeout: Duration) -> Self {
-        Limited { inner, left: BODY_LIMIT, deadline: Instant::now() + timeout, alarm: None }
+    pub(super) fn new(inner: Body, limit: usize, timeout: Duration) -> Self {
+        Limited { inner, left: limit, deadline: Instant::now() + timeout, alarm: None }
     }
 }
 
@@ -91,7 +96,7 @@ impl HttpBody for Limited {
 /// Why a request's body was not read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    #[error("reading a request's body: it is larger than {BODY_LIMIT} bytes")]
+    #[error("reading a request's body: it is larger than it may be")]
     TooLarge,
     #[error("reading a request's body: it did not arrive in time")]
     Timeout,
@@ -137,7 +142,7 @@ mod tests {
     }
 
     fn limited(body: Body) -> Body {
-        Body::new(Limited::new(body, Duration::from_secs(10)))
+        Body::new(Limited::new(body, BODY_LIMIT, Duration::from_secs(10)))
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::body::BODY_LIMIT;
 use super::connection::Connections;
 use super::middleware::Edge;
 use super::tls::Tls;
@@ -69,7 +70,7 @@ impl fmt::Display for Peer {
 /// How a listener serves. [`ListenerOptions::new`] gives the values of the contract; tests shorten them.
 #[derive(Clone, Debug)]
 pub struct ListenerOptions {
-    /// In logs: `public`, `signer`, `admin` or `ops`.
+    /// In logs: `public`, `signer`, `admin`, `ops` or `replication`.
     pub name: &'static str,
     /// For TCP; a Unix socket never speaks TLS.
     pub tls: Option<Arc<Tls>>,
@@ -79,6 +80,8 @@ pub struct ListenerOptions {
     pub idle_timeout: Duration,
     /// From a head's end to the body's.
     pub body_timeout: Duration,
+    /// The most bytes of a body.
+    pub body_limit: usize,
     /// More than these, and the oldest without a complete head are closed.
     pub max_connections: usize,
     /// At the end: how long requests may take to finish.
@@ -96,6 +99,7 @@ impl ListenerOptions {
             // Longer than the 60 s after which load balancers and connection pools usually close, so that they do it.
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(10),
+            body_limit: BODY_LIMIT,
             // 1,024 that may all be idle, and room for those that are busy meanwhile.
             max_connections: 1024 + 128,
             drain_timeout: Duration::from_secs(5),
@@ -155,7 +159,7 @@ impl BoundListener {
     /// (prior knowledge); [`Edge`] is put around `router`; requests carry [`Peer`], [`super::middleware::RequestId`] and,
     /// where one was shown, [`super::tls::ClientCertificate`] in their extensions.
     pub async fn serve(self, router: Router, options: ListenerOptions, shutdown: CancellationToken) -> Drained {
-        let edge = Edge::new(router, options.name, options.body_timeout);
+        let edge = Edge::new(router, options.name, options.body_timeout).with_body_limit(options.body_limit);
         let connections = Arc::new(Connections::new(edge, options.clone(), shutdown.clone()));
         let tasks = TaskTracker::new();
         let socket = self.socket;

@@ -65,6 +65,7 @@ impl std::fmt::Debug for RequestId {
 pub struct Edge {
     router: Router,
     listener: &'static str,
+    body_limit: usize,
     body_timeout: Duration,
     ids: Arc<RequestIds>,
     sieves: Arc<Sieves>,
@@ -73,7 +74,14 @@ pub struct Edge {
 impl Edge {
     /// `listener` names the listener in logs; a body must arrive within `body_timeout`.
     pub fn new(router: Router, listener: &'static str, body_timeout: Duration) -> Self {
-        Edge { router, listener, body_timeout, ids: Arc::new(RequestIds::new()), sieves: Arc::new(Sieves::new()) }
+        let (ids, sieves) = (Arc::new(RequestIds::new()), Arc::new(Sieves::new()));
+        Edge { router, listener, body_limit: BODY_LIMIT, body_timeout, ids, sieves }
+    }
+
+    /// Bodies may have this many bytes.
+    #[must_use]
+    pub fn with_body_limit(self, body_limit: usize) -> Self {
+        Edge { body_limit, ..self }
     }
 
     /// Answers one request.
@@ -119,10 +127,10 @@ impl Edge {
         if request.body().is_end_stream() {
             return Ok(request);
         }
-        if request.body().size_hint().lower() > BODY_LIMIT as u64 {
+        if request.body().size_hint().lower() > self.body_limit as u64 {
             return Err(ProblemType::BodyTooLarge.into());
         }
-        Ok(request.map(|body| Body::new(Limited::new(body, self.body_timeout))))
+        Ok(request.map(|body| Body::new(Limited::new(body, self.body_limit, self.body_timeout))))
     }
 
     /// Reads are in a debug span, which costs nothing when it is off; what signs or changes something in an info span.

@@ -1,4 +1,4 @@
-//! What the four routers run on: sockets, TLS, limits, request ids, problems, JSON bodies, Host checks and bearer tokens.
+//! What the five routers run on: sockets, TLS, limits, request ids, problems, JSON bodies, Host checks and bearer tokens.
 //!
 //! A request passes, from the outside in: [`listener`] (connections and their limits) → [`middleware::Edge`] (request id,
 //! log span, body limits, panics, problems) → the router's own layers ([`middleware::guard_host`], [`auth`]) → handler.
@@ -7,6 +7,7 @@ pub mod admin;
 mod audit;
 pub mod auth;
 pub mod body;
+mod conditional;
 mod connection;
 mod import;
 pub mod json;
@@ -16,6 +17,7 @@ pub mod openapi;
 pub mod ops;
 pub mod problem;
 pub mod public;
+pub mod replication;
 pub mod signer;
 pub mod tls;
 pub mod view;

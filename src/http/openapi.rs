@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{Content, PathItem, Ref, ResponseBuilder};
 
 use super::problem::PROBLEM_JSON;
-use super::{admin, import, signer};
+use super::{admin, import, replication, signer};
 
 /// RFC 9457 problem details.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -83,6 +83,7 @@ pub struct ReadyBody {
         admin::list, admin::show, admin::rotate, admin::rollback, admin::compromise, admin::revoke,
         admin::drain, admin::undrain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
         openapi_json,
+        replication::index, replication::installation, replication::keyring, replication::report, replication::leave,
         livez, readyz, readyz_sign, metrics,
     ),
     components(schemas(ProblemBody, signer::SignerView)),
@@ -179,7 +180,7 @@ fn complete(operation: &mut Operation) {
     let token = || SecurityRequirement::new("token", Vec::<String>::new());
     operation.security = if has_tag(operation, "signer") {
         Some(vec![SecurityRequirement::default(), token()])
-    } else if has_tag(operation, "admin") {
+    } else if has_tag(operation, "admin") || has_tag(operation, "replication") {
         Some(vec![token()])
     } else {
         Some(Vec::new())

@@ -51,6 +51,16 @@ async fn alive(State(state): State<OpsState>) -> Response {
 async fn ready_to_publish(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
     let directory = state.engine.directory();
+    let boot = state.engine.clock.boot();
+    for cell in &directory.order {
+        let rotation = &cell.snapshot.load().keyring.policy;
+        if cell.is_stale(rotation.publishing_limit(), boot) {
+            missing.push(format!(
+                "keyset {} was not confirmed by the store for longer than propagation allows",
+                cell.name
+            ));
+        }
+    }
     for issuer in &directory.issuers {
         let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
         if wanted && issuer.served().is_none() {
@@ -70,6 +80,9 @@ async fn ready_to_sign(State(state): State<OpsState>) -> Response {
         if snapshot.active.is_none() && snapshot.is_to_sign() {
             let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
             missing.push(format!("keyset {} {why}", cell.name));
+        }
+        if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, state.engine.clock.boot()) {
+            missing.push(format!("keyset {} was not confirmed by the store for staleness_limit", cell.name));
         }
         if cell.is_known_not_to_sign() {
             missing.push(format!("the backend of keyset {} does not sign", cell.name));
@@ -122,7 +135,7 @@ mod tests {
 
     use super::*;
     use crate::clock::{SystemClock, TrustedClock};
-    use crate::engine::Settings;
+    use crate::engine::{ReplicaRole, Settings};
     use crate::keyring::time::{Span, Timestamp};
     use crate::seal::KeyEncryptionKey;
     use crate::seal::file::FileKey;
@@ -136,7 +149,13 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
         let clock = Arc::new(TrustedClock::new(Arc::new(SystemClock), Span::SECOND));
-        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let settings = Settings {
+            sign_deadline: Span::SECOND,
+            audit_signatures: false,
+            pool_size: 1,
+            role: ReplicaRole::All,
+            publishes: true,
+        };
         let engine = Engine::new(clock, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
         let state = OpsState { engine: engine.clone(), stopping: Arc::default(), told: Arc::default() };
         assert_eq!(alive(State(state.clone())).await.status(), 200);

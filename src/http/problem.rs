@@ -270,6 +270,8 @@ problem_types! {
         "No keyset has this name; GET /v1/keysets lists them.";
     UnknownKey "unknown-key" 404 "Unknown key"
         "No key of this keyset has this kid.";
+    UnknownRecord "unknown-record" 404 "Unknown record"
+        "No record of this keyset was ever written.";
     MethodNotAllowed "method-not-allowed" 405 "Method not allowed"
         "This path does not take this method; Allow lists those it takes.";
     BodyTimeout "body-timeout" 408 "Body too slow"
@@ -280,6 +282,8 @@ problem_types! {
         "One more key would break the limit of keys in a JWKS; wait until a retiring key leaves or revoke one.";
     KeysetDrained "keyset-drained" 409 "Keyset drained"
         "The keyset has been drained: it signs no more and makes no new keys.";
+    ReadOnlyReplica "read-only-replica" 409 "Read-only replica"
+        "This replica only reads the keyrings; ask a manager.";
     KeysetFrozen "keyset-frozen" 409 "Keyset frozen"
         "The keyset's record cannot be trusted, so nothing may change; see its alarms.";
     KeysetDegraded "keyset-degraded" 409 "Keyset degraded"
@@ -297,7 +301,7 @@ problem_types! {
     GenerationMismatch "generation-mismatch" 412 "Generation has moved on"
         "What was to be changed is no longer at the generation in If-Match; read it again and decide anew.";
     BodyTooLarge "body-too-large" 413 "Body too large"
-        "A request's body may have at most 64 KiB.";
+        "A request's body may have at most 64 KiB, a replica's report 1 MiB.";
     UriTooLong "uri-too-long" 414 "URI too long"
         "The request's target is too long.";
     UnsupportedMediaType "unsupported-media-type" 415 "Unsupported media type"
@@ -358,6 +362,8 @@ problem_types! {
         "The key-encryption key cannot be reached; retry later.";
     StoreUnavailable "store-unavailable" 503 "Store unavailable"
         "The store cannot be read or written. Whether the change was stored is found out as soon as it can: read again, or repeat with the same Idempotency-Key.";
+    RecordsUnavailable "records-unavailable" 503 "Records not available"
+        "This replica has not read what is asked for and found it good; retry later, or ask another one.";
     ClockFrozen "clock-frozen" 503 "Clock not trusted"
         "The clock stepped, so keys do not move; it thaws when it agrees again or an operator accepts it.";
     NotReady "not-ready" 503 "Not ready"

@@ -11,6 +11,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::conditional::names;
 use super::problem::{Problem, ProblemType};
 use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
 use crate::keyring::discovery::discovery_document;
@@ -84,10 +85,4 @@ fn finish(mut response: Response, body: bytes::Bytes, head: bool) -> Response {
         *response.body_mut() = Body::from(body);
     }
     response
-}
-
-/// Whether an `If-None-Match` value names the tag; the comparison is weak (RFC 9110 §13.1.2).
-fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
-    let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
-    value.trim() == "*" || value.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
 }

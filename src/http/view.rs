@@ -88,6 +88,9 @@ pub struct KeyView {
     entered_at: Timestamp,
     ttl_bound_seconds: i64,
     next: Option<NextView>,
+    /// Replicas that publish and lack the key: its promotion waits for them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing_replicas: Vec<String>,
     /// Only on revoked keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     revocation: Option<RevocationView>,
@@ -135,7 +138,7 @@ impl KeysetView {
             next_rotation: sight.outlook.next_rotation.as_ref().map(NextRotationView::of),
             probes: cell.issuer.probes().each().iter().map(ProbeView::of).collect(),
             active_kid: keyring.active().map(|key| key.kid.to_string()),
-            keys: keys.into_iter().map(|key| KeyView::of(key, next(key))).collect(),
+            keys: keys.into_iter().map(|key| KeyView::of(key, next(key), cell.missing_replicas(key.serial))).collect(),
         }
     }
 }
@@ -182,8 +185,9 @@ impl NextRotationView {
 }
 
 impl KeyView {
-    fn of(key: &Key, next: Option<&NextState>) -> Self {
+    fn of(key: &Key, next: Option<&NextState>, missing_replicas: Vec<String>) -> Self {
         KeyView {
+            missing_replicas,
             kid: key.kid.to_string(),
             serial: key.serial,
             state: key.state,

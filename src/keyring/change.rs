@@ -123,6 +123,7 @@ impl Keyring {
             generation: 0,
             written_at: now,
             policy,
+            supersedes: Vec::new(),
             first,
             keys: Vec::new(),
             banned: Vec::new(),
@@ -326,6 +327,7 @@ impl Keyring {
     pub(super) fn push(&mut self, new: &NewKey, state: KeyState, origin: Origin, now: Timestamp) -> &mut Key {
         let serial = self.next_serial;
         self.next_serial += 1;
+        let since_generation = self.generation;
         self.keys.push(Key {
             serial,
             kid: new.kid.clone(),
@@ -336,6 +338,7 @@ impl Keyring {
             state,
             entered_at: now,
             created_at: now,
+            since_generation,
             published_at: None,
             seen_at: None,
             activated_at: None,

@@ -58,10 +58,16 @@ pub enum Alarm {
     HeartbeatFailed,
     /// A changed configuration is invalid; the former one goes on.
     ConfigInvalid,
+    /// Another replica adopted another policy than this one's configuration says; that one stays.
+    Superseded,
+    /// A replica that publishes has lacked a waiting key for longer than `publish_lag`.
+    ReplicaLagging,
+    /// The store has not confirmed the keyring for longer than `staleness_limit`: this replica does not sign.
+    Stale,
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 21] = [
+    pub const ALL: [Alarm; 24] = [
         Alarm::Degraded,
         Alarm::Absent,
         Alarm::Drained,
@@ -83,6 +89,9 @@ impl Alarm {
         Alarm::DestructionPending,
         Alarm::HeartbeatFailed,
         Alarm::ConfigInvalid,
+        Alarm::Superseded,
+        Alarm::ReplicaLagging,
+        Alarm::Stale,
     ];
 
     /// How many alarms there are.
@@ -116,6 +125,9 @@ impl Alarm {
             Alarm::DestructionPending => "destruction_pending",
             Alarm::HeartbeatFailed => "heartbeat_failed",
             Alarm::ConfigInvalid => "config_invalid",
+            Alarm::Superseded => "superseded",
+            Alarm::ReplicaLagging => "replica_lagging",
+            Alarm::Stale => "stale",
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Facts<'a> {
     pub issuer_served: bool,
     /// When publication resumed after a silence longer than max_age.
     pub resumed_at: Option<Timestamp>,
+    /// What other replicas that publish lack of waiting keys, or lacked a while ago; keys that all have are missing.
+    pub lagging: BTreeMap<Serial, Lag>,
     /// How many more keys the issuer's JWKS can take.
     pub room: u32,
     /// Slow steps that failed and are not to be tried before a time.
@@ -52,6 +54,15 @@ pub struct Seen {
     pub since: Timestamp,
     /// The last sample, where fetches have failed since: what comes later is not known.
     pub until: Option<Timestamp>,
+}
+
+/// A replica publishes, and what it publishes lacks a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// The last moment at which that was so.
+    pub until: Timestamp,
+    /// The names of those for which it is so now; none when they have caught up.
+    pub replicas: Vec<String>,
 }
 
 /// What the configuration wants of a keyset.
@@ -96,6 +107,8 @@ pub enum Blocker {
     Propagation,
     /// A probe does not show the key, or cannot be fetched.
     Probe,
+    /// Another replica does not publish the key yet, or has not for long enough.
+    Replicas,
     Silence,
     Hold,
     ClockFrozen,
@@ -112,6 +125,7 @@ impl Blocker {
             Blocker::NoStandby => "no_standby",
             Blocker::Propagation => "propagation",
             Blocker::Probe => "probe",
+            Blocker::Replicas => "replicas",
             Blocker::Silence => "silence",
             Blocker::Hold => "hold",
             Blocker::ClockFrozen => "clock_frozen",
@@ -422,7 +436,21 @@ pub fn next_standby(keyring: &Keyring, facts: &Facts<'_>) -> Option<(Serial, Tim
 pub fn ready_at(keyring: &Keyring, facts: &Facts<'_>, key: &Key) -> Option<Timestamp> {
     let propagated = propagated_from(keyring, facts, key)?;
     let visible = facts.resumed_at.map_or(Timestamp::EPOCH, |resumed| keyring.visible_again_at(resumed));
-    Some(propagated.max(visible))
+    Some(propagated.max(visible).max(everywhere_from(keyring, facts, key)))
+}
+
+/// When whoever fetched from a replica that lacked the key has seen it. Taking up what another replica wrote may take
+/// `publish_lag`, which propagation includes.
+fn everywhere_from(keyring: &Keyring, facts: &Facts<'_>, key: &Key) -> Timestamp {
+    facts.lagging.get(&key.serial).map_or(Timestamp::EPOCH, |lag| {
+        let caught_up = lag.until - keyring.policy.rotation.publish_lag;
+        keyring.visible_again_at(caught_up).max(if lag.replicas.is_empty() {
+            Timestamp::EPOCH
+        } else {
+            // Not before it has caught up, however little is left to wait then.
+            facts.now + Span::from_millis(1)
+        })
+    })
 }
 
 /// When a published key has been published long enough; with probes, counted from the moment since which all of them
@@ -463,8 +491,14 @@ pub fn blockers(keyring: &Keyring, facts: &Facts<'_>) -> Vec<Blocker> {
     match next_standby(keyring, facts) {
         Some((_, ready)) if ready <= facts.now => {}
         Some((serial, _)) => {
-            let propagated = keyring.key(serial).is_some_and(|key| is_propagated(keyring, facts, key));
-            blockers.push(if propagated { Blocker::Silence } else { Blocker::Propagation });
+            let key = keyring.key(serial);
+            let propagated = key.is_some_and(|key| is_propagated(keyring, facts, key));
+            let elsewhere = key.is_some_and(|key| everywhere_from(keyring, facts, key) > facts.now);
+            blockers.push(match (propagated, elsewhere) {
+                (false, _) => Blocker::Propagation,
+                (true, true) => Blocker::Replicas,
+                (true, false) => Blocker::Silence,
+            });
         }
         None => {
             let unconfirmed = |key: &Key| {

@@ -134,6 +134,13 @@ impl Policy {
             + self.rotation.clock_skew
     }
 
+    /// How long a replica that nobody confirms may go on publishing what it has: whoever fetches that at the very end
+    /// still sees each new key before it signs (DESIGN §3.8).
+    pub fn publishing_limit(&self) -> Span {
+        let others = self.visibility_window().saturating_sub(self.rotation.publish_lag);
+        self.rotation.propagation.saturating_sub(others)
+    }
+
     /// `overlap = max_ttl + 2σ + S + overlap_extra`, for a key that never was allowed longer tokens.
     pub fn overlap(&self) -> Span {
         self.tokens.max_ttl + self.overlap_margin()

@@ -25,6 +25,9 @@ pub struct Keyring {
     pub written_at: Timestamp,
     /// The policy in force, which a broken or missing configuration leaves as it is.
     pub policy: Policy,
+    /// Histories that this one goes on from, after a recovery.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supersedes: Vec<Superseded>,
     /// Its first key may sign at once: the issuer had never published any (DESIGN §2, "First key").
     pub first: bool,
     /// In order of serial; of those that ended the newest are kept as history.
@@ -49,6 +52,14 @@ pub struct Keyring {
     pub journal: Journal,
 }
 
+/// A history that ended when it was recovered from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    pub lineage: String,
+    /// The last generation that the recovery knew of.
+    pub generation: u64,
+}
+
 /// One key. Its private half is in `private` (sealed, or a remote backend's name for it) until it is destroyed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -63,6 +74,9 @@ pub struct Key {
     /// When it entered its state.
     pub entered_at: Timestamp,
     pub created_at: Timestamp,
+    /// The keyring's first generation that contains it: a replica that shows an older one does not publish it.
+    #[serde(default)]
+    pub since_generation: u64,
     /// First moment an answerable snapshot contained it.
     pub published_at: Option<Timestamp>,
     /// Since when every sample of every probe has shown it, while it waits; only where the issuer has probes.

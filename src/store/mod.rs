@@ -4,8 +4,11 @@ pub mod file;
 pub mod ledger;
 pub mod memory;
 pub mod record;
+pub mod relay;
 pub mod shared;
 pub mod split;
+pub mod upstream;
+pub mod wire;
 
 use std::fmt;
 
@@ -123,6 +126,15 @@ pub enum StoreError {
         #[source]
         source: Option<std::io::Error>,
     },
+    /// The store takes no writes from here.
+    #[error("{document} cannot be written by this replica: an upstream store only reads; managers write")]
+    ReadOnly { document: String },
+    /// Whoever serves it has only an older one than its own store, which it does not trust or cannot read.
+    #[error(
+        "{document} is not what the manager's store holds: the manager refused that, its log says why. Repair the store, \
+         see docs/restore.md"
+    )]
+    Disputed { document: String },
     /// Another daemon holds the store.
     #[error("{document} is in use by another jwksd ({holder}): one daemon at a time may use a file store")]
     Locked { document: String, holder: String },

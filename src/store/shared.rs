@@ -55,6 +55,8 @@ pub struct Report {
     pub publishes: bool,
     /// Of each keyring that it shows.
     pub generations: BTreeMap<Name, u64>,
+    /// By URL of each issuer that it publishes: since when without a long silence.
+    pub resumed: BTreeMap<String, Timestamp>,
 }
 
 /// A replica as the store knows it.

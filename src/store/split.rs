@@ -68,10 +68,8 @@ impl Store for Split {
     }
 
     async fn keysets(&self) -> Result<Vec<Name>, StoreError> {
-        match self.shared.keysets().await {
-            Err(StoreError::Unavailable { .. }) if !self.answered.load(Ordering::Relaxed) => self.own.keysets().await,
-            listed => listed,
-        }
+        // Copies are of what this replica uses: which keyrings there are they cannot tell.
+        self.shared.keysets().await
     }
 
     async fn keep(&self, document: &Document, bytes: &[u8]) -> Result<(), StoreError> {

@@ -135,6 +135,7 @@ fn record_of(made: &CreatedKey) -> Key {
         state: KeyState::Active,
         entered_at: at,
         created_at: at,
+        since_generation: 0,
         published_at: Some(at),
         seen_at: None,
         activated_at: Some(at),

@@ -256,6 +256,7 @@ impl World {
             resumed_at: self.resumed_at,
             seen: self.seen.clone(),
             issuer_served: false,
+            lagging: BTreeMap::new(),
             room: 10u32.saturating_sub(keys + self.neighbours),
             backoff: self.backoff.clone(),
         }

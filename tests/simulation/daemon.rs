@@ -6,7 +6,7 @@ use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::whole::WholeRequest;
-use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, Rest, Settings};
+use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Rest, Settings};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Outcome, Request};
@@ -143,7 +143,13 @@ impl Daemon {
         let ledger = Ledger::initialise(self.store.clone(), SealEvidence::Unknown, make, clock.now()).await;
         let ledger = Arc::new(ledger.map_err(|error| error.to_string())?);
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
-        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let settings = Settings {
+            sign_deadline: Span::SECOND,
+            audit_signatures: false,
+            pool_size: 1,
+            role: ReplicaRole::All,
+            publishes: true,
+        };
         let engine = Engine::new(clock, ledger, backends, None, Arc::new(Metrics::new()), settings);
         engine.configure(&self.declared).await.map_err(|errors| format!("{errors:?}"))?;
         engine.resume().await;

@@ -23,8 +23,13 @@ const DEFAULT_SOCKET_MODE: u32 = 0o600;
 /// The size of `sun_path` less its terminating zero (unix(7)).
 const LONGEST_SOCKET_PATH: usize = 107;
 
-const ADMIN_TOKEN: SecretKeys =
-    SecretKeys { file: "file", env: "env", noun: "the token", inline: &["token", "value", "secret", "password"] };
+const ADMIN_TOKEN: SecretKeys = SecretKeys {
+    file: "file",
+    env: "env",
+    noun: "the token",
+    example: "ADMIN_TOKEN",
+    inline: &["token", "value", "secret", "password"],
+};
 
 #[derive(Default)]
 pub(super) struct Listeners {
@@ -183,16 +188,19 @@ fn client_keysets(path: &str, names: &[String], keysets: Option<&HashSet<Name>>,
     }
     let mut found = Vec::new();
     for (index, text) in names.iter().enumerate() {
-        let known = keysets.map(|keysets| keysets.get(text.as_str()).cloned());
-        match known.unwrap_or_else(|| Name::parse(text).ok()) {
-            Some(name) => found.push(name),
+        let path = format!("{path}[{index}]");
+        let Some(keysets) = keysets else {
+            found.extend(Name::parse(text).map_err(|error| report.refuse(path, error)));
+            continue;
+        };
+        match keysets.get(text.as_str()) {
+            Some(name) => found.push(name.clone()),
             // It may be among those that were refused.
             None if report.is_broken("keyset") => {}
             None => {
-                let mut known: Vec<_> = keysets.into_iter().flatten().map(Name::as_str).collect();
+                let mut known: Vec<_> = keysets.iter().map(Name::as_str).collect();
                 known.sort_unstable();
-                let message = format!("there is no keyset {}; {}", quoted(text), suggest(text, &known));
-                report.refuse(format_args!("{path}[{index}]"), message);
+                report.refuse(path, format_args!("there is no keyset {}; {}", quoted(text), suggest(text, &known)));
             }
         }
     }

@@ -44,7 +44,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     }
     let (issuers, publishers) = issuers::validate(raw.issuer, role, report);
     let names = raw.keyset.iter().flat_map(|named| &named.entries).map(|(name, _)| name.clone()).collect();
-    let sharing = store::sharing(raw.store.as_ref());
+    let sharing = store::sharing(raw.store.as_ref(), raw.replication.is_some());
     let defaults = raw.defaults.unwrap_or_default();
     let keysets = keysets::validate(raw.keyset, defaults, &issuers, sharing, role, report);
     let store = store::validate(raw.store, role, report);
@@ -59,7 +59,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     };
     let listeners = listeners::validate(given, role, known.as_ref(), report);
     if let (Some(store), Some(seal)) = (&store, &seal) {
-        storage::keep_apart(store, seal, listeners.admin.as_ref(), &publishers, report);
+        storage::keep_apart(store, seal, &listeners, &publishers, report);
     }
     // What a signer is to do is stored, and what the file says of it is not judged.
     let (issuers, keysets) = if role == Some(ProcessRole::Signer) { Default::default() } else { (issuers, keysets) };

@@ -190,3 +190,28 @@ pub(super) fn folders(publishers: &[Publisher]) -> impl Iterator<Item = (String,
         PublisherKind::S3 { .. } => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_named_as_the_service_names_them() {
+        for good in ["abc", "example-jwks", "a.b.c", "0a9", &"a".repeat(63)] {
+            assert!(is_bucket(good), "{good} was refused");
+        }
+        for bad in ["ab", &"a".repeat(64), "-abc", "abc-", "a..b", "Abc", "a_b", "192.168.1.1", "a/b", "s3://abc", ""] {
+            assert!(!is_bucket(bad), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_plain() {
+        for good in ["", "jwks", "jwks/production", "a.b_c-d!*'()"] {
+            assert!(check_prefix(good).is_ok(), "{good} was refused");
+        }
+        for bad in ["/", "/a", "a/", "a//b", "a/../b", ".", "a b", "a%20b", "ä", "a?b", &"a".repeat(257)] {
+            assert!(check_prefix(bad).is_err(), "{bad} was accepted");
+        }
+    }
+}

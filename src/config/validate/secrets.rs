@@ -11,13 +11,20 @@ pub(super) struct SecretKeys {
     pub(super) env: &'static str,
     /// What the secret is, in messages.
     pub(super) noun: &'static str,
+    /// A variable that could hold it, in messages.
+    pub(super) example: &'static str,
     /// Keys that were refused already, with the advice that would be given here.
     pub(super) inline: &'static [&'static str],
 }
 
 /// A token beside other things.
-pub(super) const TOKEN: SecretKeys =
-    SecretKeys { file: "token_file", env: "token_env", noun: "the token", inline: &["token", "secret", "password"] };
+pub(super) const TOKEN: SecretKeys = SecretKeys {
+    file: "token_file",
+    env: "token_env",
+    noun: "the token",
+    example: "JWKSD_TOKEN",
+    inline: &["token", "secret", "password"],
+};
 
 /// Exactly one of `file` and `env`.
 pub(super) fn secret(
@@ -29,7 +36,7 @@ pub(super) fn secret(
 ) -> Option<SecretSource> {
     match (file, env) {
         (Some(file), None) => Some(SecretSource::File(file)),
-        (None, Some(name)) => variable(&format!("{table}.{}", keys.env), name, report),
+        (None, Some(name)) => variable(&format!("{table}.{}", keys.env), keys.example, name, report),
         (Some(_), Some(_)) => {
             report.refuse(table, format_args!("has both `{}` and `{}`: choose one", keys.file, keys.env));
             None
@@ -50,11 +57,11 @@ pub(super) fn secret(
     }
 }
 
-fn variable(path: &str, name: String, report: &mut Report) -> Option<SecretSource> {
+fn variable(path: &str, example: &str, name: String, report: &mut Report) -> Option<SecretSource> {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if name.len() > 128 || !name.chars().all(legal) || name.starts_with(|c: char| c.is_ascii_digit()) {
         // Not quoted: somebody may have put the secret itself here.
-        report.refuse(path, "is not the name of an environment variable, such as ADMIN_TOKEN");
+        report.refuse(path, format_args!("is not the name of an environment variable, such as {example}"));
         return None;
     }
     if name.starts_with(crate::config::ENVIRONMENT_PREFIX) {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::problem::Report;
 use crate::config::raw;
-use crate::config::{Admin, PreviousSeal, Publisher, Seal, SealKey, Store, StoreKind};
+use crate::config::{PreviousSeal, Publisher, Seal, SealKey, Store, StoreKind};
 
+use super::listeners::Listeners;
 use super::store::folders;
 use super::{choose, plain, publishers, quoted};
 
@@ -102,12 +103,12 @@ fn is_key_id(text: &str) -> bool {
 pub(super) fn keep_apart(
     store: &Store,
     seal: &Seal,
-    admin: Option<&Admin>,
+    listeners: &Listeners,
     publishers: &[Publisher],
     report: &mut Report,
 ) {
     keep_keys_apart(seal, report);
-    let files = secret_files(store, seal, admin);
+    let files = secret_files(store, seal, listeners);
     let kept: Vec<_> = folders(store).map(|(key, path)| (key, plain(path))).collect();
     let mut taken: HashMap<PathBuf, &str> = HashMap::new();
     for (key, path) in &files {
@@ -122,8 +123,8 @@ pub(super) fn keep_apart(
             }
         }
         match taken.get(&path) {
-            // Two admin tokens with one file are refused where tokens are compared.
-            Some(first) if first.starts_with("admin.") && key.starts_with("admin.") => {}
+            // Two tokens of one listener with one file are refused where they are compared.
+            Some(first) if ["admin.", "replication."].iter().any(|t| first.starts_with(t) && key.starts_with(t)) => {}
             Some(first) => report.refuse(key, format_args!("is the file of {first}: secrets have files of their own")),
             None => {
                 taken.insert(path, key);
@@ -143,17 +144,18 @@ pub(super) fn keep_apart(
     }
 }
 
-/// The files of secrets that this daemon makes, or that open the store, with their keys.
-fn secret_files<'a>(store: &'a Store, seal: &'a Seal, admin: Option<&'a Admin>) -> Vec<(String, &'a Path)> {
+/// The files of secrets that open the store or are asked for beyond signatures, with their keys.
+fn secret_files<'a>(store: &'a Store, seal: &'a Seal, listeners: &'a Listeners) -> Vec<(String, &'a Path)> {
     let mut files: Vec<(String, &Path)> = Vec::new();
     files.extend(seal.keys().filter_map(|(table, key)| match key {
         SealKey::File { path } => Some((format!("{table}.path"), path.as_path())),
         SealKey::AwsKms { .. } => None,
     }));
-    let tokens = admin.iter().flat_map(|admin| &admin.tokens);
-    files.extend(
-        tokens.filter_map(|token| Some((format!("admin.token.{}.file", token.name), token.source.file()?.as_path()))),
-    );
+    let admins = listeners.admin.iter().flat_map(|admin| &admin.tokens);
+    let admins = admins.map(|token| (format!("admin.token.{}.file", token.name), &token.source));
+    let replicas = listeners.replication.iter().flat_map(|replication| &replication.clients);
+    let replicas = replicas.map(|client| (format!("replication.client.{}.token_file", client.name), &client.token));
+    files.extend(admins.chain(replicas).filter_map(|(key, source)| Some((key, source.file()?.as_path()))));
     let opens = match &store.kind {
         StoreKind::File { .. } => None,
         StoreKind::Postgres(postgres) => postgres.url.file().map(|path| ("store.url_file", path)),

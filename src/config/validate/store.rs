@@ -32,7 +32,8 @@ const DATABASE_URL: SecretKeys = SecretKeys {
     file: "url_file",
     env: "url_env",
     noun: "the database's URL",
-    inline: &["url", "dsn", "user", "password", "secret"],
+    example: "DATABASE_URL",
+    inline: &["url", "dsn", "user", "password", "token", "secret"],
 };
 
 /// The kinds of store, before anything else about them is known.
@@ -54,14 +55,14 @@ impl Kind {
 }
 
 /// What the store adds to every policy; the defaults where the store's table could not be read.
-pub(super) fn sharing(raw: Option<&raw::Store>) -> Sharing {
+pub(super) fn sharing(raw: Option<&raw::Store>, replicates: bool) -> Sharing {
     let Some(raw) = raw else { return Sharing::default() };
     match raw.kind.as_deref() {
-        Some("postgres" | "upstream") => Sharing {
+        // A file store that no replica fetches from is always confirmed and shows at once what was written.
+        kind if replicates || matches!(kind, Some("postgres" | "upstream")) => Sharing {
             staleness_limit: raw.staleness_limit.unwrap_or(DEFAULT_STALENESS_LIMIT),
             publish_lag: raw.publish_lag.unwrap_or(DEFAULT_PUBLISH_LAG),
         },
-        // The file store is always confirmed and shows at once what it wrote.
         _ => Sharing::default(),
     }
 }
@@ -74,7 +75,7 @@ pub(super) fn validate(raw: Option<raw::Store>, role: Option<ProcessRole>, repor
     }
     let initialise = initialise(raw.initialise.clone(), kind?, role, report);
     refuse_foreign_keys(&raw, kind?, report);
-    limits(&raw, kind?, role, report);
+    limits(&raw, role, report);
     let staleness_limit = raw.staleness_limit.unwrap_or(DEFAULT_STALENESS_LIMIT);
     let publish_lag = raw.publish_lag.unwrap_or(DEFAULT_PUBLISH_LAG);
     let state_path = raw.state_path.clone().filter(|_| kind != Some(Kind::File));
@@ -179,10 +180,7 @@ fn refuse_foreign_keys(raw: &raw::Store, kind: Kind, report: &mut Report) {
 }
 
 /// The limits of shared stores.
-fn limits(raw: &raw::Store, kind: Kind, role: Option<ProcessRole>, report: &mut Report) {
-    if kind == Kind::File {
-        return;
-    }
+fn limits(raw: &raw::Store, role: Option<ProcessRole>, report: &mut Report) {
     if raw.staleness_limit.is_some_and(Span::is_zero) {
         let message = "0s would stop every signature: no replica confirms its keyrings at every moment";
         report.refuse("store.staleness_limit", message);
@@ -288,4 +286,21 @@ pub(super) fn folders(store: &Store) -> impl Iterator<Item = (&'static str, &Pat
     let own = store.file_path().map(|path| ("store.path", path));
     let state = store.state_path.as_ref().map(|path| ("store.state_path", path));
     own.into_iter().chain(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemas_are_plain_identifiers() {
+        for good in ["jwksd", "_", "a", "auth_2", "public", &"a".repeat(63)] {
+            assert!(check_schema(good).is_ok(), "{good} was refused");
+        }
+        for bad in
+            ["2a", "a-b", "A", "a b", "a\"", "a;drop", "ä", "pg_catalog", "information_schema", &"a".repeat(64), ""]
+        {
+            assert!(check_schema(bad).is_err(), "{bad} was accepted");
+        }
+    }
 }

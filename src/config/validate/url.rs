@@ -103,7 +103,9 @@ pub(super) fn check_path(path: &str) -> Result<(), &'static str> {
 pub(super) fn check_endpoint(url: &str) -> Result<(), &'static str> {
     let Url { encrypted, loopback, .. } = parse_url(url)?;
     if !encrypted && !loopback {
-        return Err("must begin with https://: whoever is on the path could read and change what is sent");
+        return Err(
+            "must begin with https:// (http:// only on this machine): whoever is on the path could read and change it",
+        );
     }
     Ok(())
 }
@@ -163,6 +165,20 @@ mod tests {
             ("http://10.0.0.1", false),
         ] {
             assert_eq!(parse_url(url).unwrap().loopback, loopback, "{url}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_in_clear_text_beyond_this_machine() {
+        for good in
+            ["https://a.example.com", "https://a:8443/b", "http://127.0.0.1:4566", "http://[::1]", "http://localhost"]
+        {
+            assert!(check_endpoint(good).is_ok(), "{good} was refused");
+        }
+        for bad in
+            ["http://a.example.com", "http://10.0.0.1", "http://localhost.example.com", "https://u:p@a", "https://a?b"]
+        {
+            assert!(check_endpoint(bad).is_err(), "{bad} was accepted");
         }
     }
 }

@@ -124,10 +124,7 @@ impl Engine {
         if directory.keysets_of(issuer).any(|cell| cell.snapshot.load().frozen.is_some()) {
             return Writer::Doubtful;
         }
-        match self.ledger() {
-            Ok(ledger) if !ledger.is_shared() => Writer::Sole,
-            _ => Writer::Replica,
-        }
+        if self.is_shared() { Writer::Replica } else { Writer::Sole }
     }
 
     /// Looks at one document and replaces it where it should be another, until it is read back or may not be replaced.

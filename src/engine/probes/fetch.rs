@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::config::is_link_local;
 use crate::keyring::publication::CacheHeaders;
+use crate::outbound::{self, BodyError};
 
 /// How long one fetch may take (Nimbus gives a JWKS 500 ms; a probe is more patient).
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,14 +59,11 @@ impl HttpsFetch {
     }
 
     fn build() -> Result<reqwest::Client, FetchError> {
-        reqwest::Client::builder()
+        outbound::client("probe")
             .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
             .dns_resolver(Arc::new(NotLinkLocal))
             .timeout(TIMEOUT)
             .pool_max_idle_per_host(1)
-            .user_agent(concat!("jwksd/", env!("CARGO_PKG_VERSION"), " (probe)"))
             .build()
             .map_err(FetchError::Client)
     }
@@ -74,19 +72,16 @@ impl HttpsFetch {
 #[async_trait]
 impl Fetch for HttpsFetch {
     async fn fetch(&self, url: &str) -> Result<Fetched, FetchError> {
-        let mut response = self.client().await?.get(url).send().await.map_err(FetchError::Request)?;
+        let response = self.client().await?.get(url).send().await.map_err(FetchError::Request)?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(FetchError::Status { status: response.status().as_u16() });
         }
         let headers =
             CacheHeaders { age: text(response.headers(), AGE), cache_control: text(response.headers(), CACHE_CONTROL) };
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(FetchError::Request)? {
-            if body.len() + chunk.len() > BODY_MAX {
-                return Err(FetchError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = outbound::body(response, BODY_MAX).await.map_err(|error| match error {
+            BodyError::Broken(error) => FetchError::Request(error),
+            BodyError::TooLong => FetchError::TooLarge,
+        })?;
         Ok(Fetched { body, headers })
     }
 }

@@ -326,6 +326,7 @@ mod tests {
             state: KeyState::Pending,
             entered_at: Timestamp::EPOCH,
             created_at: Timestamp::EPOCH,
+            since_generation: 0,
             published_at: None,
             seen_at: None,
             activated_at: None,

@@ -70,8 +70,15 @@ pub enum LedgerError {
          the store as a whole, see docs/restore.md"
     )]
     OtherLineage { location: String, found: String, expected: String },
+    #[error(
+        "{location} does not know that the key {kid} was revoked, which this replica saw: it was restored or recovered without          that. Recover it again with a copy that knows, or revoke the key there, see docs/restore.md"
+    )]
+    LostRevocation { location: String, kid: String },
     #[error("{location} contradicts itself ({problem}): restore it, see docs/restore.md")]
     Inconsistent { location: String, problem: &'static str },
+    /// Another replica wrote first: what it wrote is to be loaded.
+    #[error("{location} was changed by another replica at the same time")]
+    Overtaken { location: String },
     #[error("the keyset `{keyset}` is not registered, so nothing is stored for it")]
     Unregistered { keyset: Name },
     #[error("generation {next} of the keyset `{keyset}` does not follow generation {current}")]
@@ -89,16 +96,19 @@ impl LedgerError {
         match self {
             LedgerError::Record(error) => !error.problem.is_of_writing(),
             LedgerError::Store(StoreError::Conflict { .. })
+            | LedgerError::Store(StoreError::Disputed { .. })
             | LedgerError::Missing { .. }
             | LedgerError::Unlisted { .. }
             | LedgerError::InstallationLost { .. }
             | LedgerError::OlderThanSeen { .. }
             | LedgerError::Forked { .. }
             | LedgerError::OtherLineage { .. }
+            | LedgerError::LostRevocation { .. }
             | LedgerError::Inconsistent { .. } => true,
             LedgerError::Store(_)
             | LedgerError::Seal(_)
             | LedgerError::Sealed
+            | LedgerError::Overtaken { .. }
             | LedgerError::NotInitialised { .. }
             | LedgerError::StoreLost { .. }
             | LedgerError::SealLost { .. }

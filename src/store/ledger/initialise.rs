@@ -107,6 +107,7 @@ async fn write_installation(store: &dyn Store, kek: &dyn KeyEncryptionKey, now: 
         issuers: BTreeMap::new(),
         keysets: BTreeMap::new(),
         journal: Journal::default(),
+        supersedes: Vec::new(),
         place: store.place().map(|id| Place { id, moved_at: None }),
     };
     let keys = DataKeys::new(&id, &data_key, [(data_key.clone(), secret)])

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LedgerError;
 use crate::keyring::name::Name;
-use crate::keyring::record::Journal;
+use crate::keyring::record::{Journal, Superseded};
 use crate::keyring::time::Timestamp;
 use crate::seal::data_keys::{DataKeySecret, DataKeys};
 use crate::seal::{KeyEncryptionKey, SealError};
@@ -31,6 +31,9 @@ pub struct Installation {
     pub keysets: BTreeMap<Name, KeysetEntry>,
     /// What was done to the daemon as a whole: clock accepted, configuration reloaded.
     pub journal: Journal,
+    /// Histories of this record that this one goes on from, after a recovery.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supersedes: Vec<Superseded>,
     /// Where the store was when it was written last.
     #[serde(default)]
     pub place: Option<Place>,

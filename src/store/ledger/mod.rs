@@ -28,6 +28,7 @@ pub use self::unauthenticated::Unauthenticated;
 use self::installation::{Place, unwrap_data_keys};
 use self::seen::{Position, SeenMark};
 use super::record::{Header, Kind, OpenedRecord, RecordProblem, UnverifiedRecord, open_record, seal_record};
+use super::shared::SharedStore;
 use super::{Digest, Document, Store, StoreError, overwrite};
 use crate::keyring::change::SYSTEM;
 use crate::keyring::name::Name;
@@ -40,6 +41,9 @@ use crate::seal::data_keys::DataKeys;
 /// The name of documents that exist once: their kind's.
 const INSTALLATION: &str = Kind::Installation.as_str();
 const ALIVE: &str = Kind::Alive.as_str();
+
+/// How often a change of the installation is made again because another replica was faster.
+const RACES_MAX: u32 = 32;
 
 /// An opened installation.
 pub struct Ledger {
@@ -103,6 +107,9 @@ pub struct Alive {
     /// By issuer URL: until when it is known what all its probes show.
     #[serde(default)]
     pub sampled: BTreeMap<String, Timestamp>,
+    /// When a shared store last confirmed every keyring.
+    #[serde(default)]
+    pub confirmed: Option<Timestamp>,
 }
 
 impl Alive {
@@ -114,6 +121,7 @@ impl Alive {
             removals_delay: Span::ZERO,
             latest: Timestamp::EPOCH,
             sampled: BTreeMap::new(),
+            confirmed: None,
         }
     }
 }
@@ -143,11 +151,12 @@ impl Ledger {
         let claimed: Installation = unverified.unverified_body(&location)?;
         let keys = unwrap_data_keys(&location, &claimed, keks).await?;
         let record = unverified.authenticate(&location, &keys)?;
-        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed).await?;
+        let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        if store.read(&Document::Initialising).await?.is_some() {
-            // The crash came after the last step but this.
-            store.remove(&Document::Initialising).await?;
+        match end_initialisation(store.as_ref()).await {
+            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
+            Err(_) if store.shared().is_some() => {}
+            ended => ended?,
         }
         Ok(Ledger {
             store,
@@ -162,14 +171,27 @@ impl Ledger {
         Arc::clone(&self.keys)
     }
 
-    /// Whether several replicas may use its store.
-    pub fn is_shared(&self) -> bool {
-        self.store.shared().is_some()
-    }
-
     /// The installation as it was last read or written.
     pub fn installation(&self) -> Arc<Installation> {
         Arc::clone(&self.installation.load().body)
+    }
+
+    /// What other replicas do with the store; `None` where there can be none.
+    pub fn shared(&self) -> Option<&dyn SharedStore> {
+        self.store.shared()
+    }
+
+    /// Of the installation's record as it was last read or written.
+    pub fn installation_digest(&self) -> Digest {
+        self.installation.load().position.digest
+    }
+
+    /// Reads the installation again, which another replica may have changed.
+    pub async fn refresh(&self) -> Result<(), LedgerError> {
+        let mut certainty = self.changing.lock().await;
+        self.installation.store(Arc::new(self.read_installation().await?));
+        *certainty = Certainty::Certain;
+        Ok(())
     }
 
     /// Whether an older copy of the installation's record would be noticed.
@@ -269,8 +291,9 @@ impl Ledger {
     pub async fn save(&self, current: Option<&Loaded>, next: &Keyring) -> Result<Loaded, LedgerError> {
         let (bytes, position) = self.prepare(current, next)?;
         let document = Document::Keyring(next.keyset.clone());
-        self.store.replace(&document, current.map(|loaded| loaded.digest), &bytes).await?;
-        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position).await;
+        let replaced = self.store.replace(&document, current.map(|loaded| loaded.digest), &bytes).await;
+        replaced.map_err(|error| self.lost_race(error))?;
+        let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position, &bytes).await;
         Ok(Loaded { keyring: next.clone(), digest: position.digest, mark })
     }
 
@@ -286,7 +309,17 @@ impl Ledger {
         }
         match self.load(&next.keyset).await? {
             Some(loaded) if loaded.digest == attempted.digest => Ok(Settled::Written(Box::new(loaded))),
-            _ => Err(StoreError::Conflict { document: self.locate(&next.keyset) }.into()),
+            _ => Err(self.lost_race(StoreError::Conflict { document: self.locate(&next.keyset) })),
+        }
+    }
+
+    /// Where nobody else may write, a conflict means that somebody did; where others may, that they were faster.
+    fn lost_race(&self, error: StoreError) -> LedgerError {
+        match error {
+            StoreError::Conflict { document } if self.shared().is_some() => {
+                LedgerError::Overtaken { location: document }
+            }
+            error => error.into(),
         }
     }
 
@@ -331,7 +364,7 @@ impl Ledger {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
-        let mark = mark.admit(&Position::of(&record)).await?;
+        let mark = mark.admit(&Position::of(&record), &keyring.supersedes, &bytes).await?;
         Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
     }
 
@@ -366,13 +399,29 @@ impl Ledger {
         self.change_at(None, |installation, _| change(installation)).await.map(|_| ())
     }
 
-    /// As [`change`](Self::change), unless the record has left the generation `expected`.
+    /// As [`change`](Self::change), unless the record has left the generation `expected`. Where other replicas write too
+    /// it is made again on what they wrote.
     async fn change_at(
         &self,
         expected: Option<u64>,
         change: impl Fn(&mut Installation, u64),
     ) -> Result<Amended, LedgerError> {
         let mut certainty = self.changing.lock().await;
+        for _ in 0..RACES_MAX {
+            match self.change_once(&mut certainty, expected, &change).await {
+                Err(LedgerError::Overtaken { .. }) if *certainty == Certainty::Certain => {}
+                done => return done,
+            }
+        }
+        Err(LedgerError::Overtaken { location: self.store.locate(&Document::Installation) })
+    }
+
+    async fn change_once(
+        &self,
+        certainty: &mut Certainty,
+        expected: Option<u64>,
+        change: &impl Fn(&mut Installation, u64),
+    ) -> Result<Amended, LedgerError> {
         if *certainty == Certainty::Unknown {
             self.installation.store(Arc::new(self.read_installation().await?));
             *certainty = Certainty::Certain;
@@ -393,13 +442,13 @@ impl Ledger {
         if let Err(error) = replaced {
             *certainty = Certainty::Unknown;
             // Often it can be told at once whether it was written after all.
-            let Ok(found) = self.read_installation().await else { return Err(error.into()) };
+            let Ok(found) = self.read_installation().await else { return Err(self.lost_race(error)) };
             *certainty = Certainty::Certain;
             let written = found.position.digest == position.digest;
             self.installation.store(Arc::new(found));
-            return if written { Ok(Amended::At { generation }) } else { Err(error.into()) };
+            return if written { Ok(Amended::At { generation }) } else { Err(self.lost_race(error)) };
         }
-        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position).await;
+        let mark = SeenMark::of_installation(self.store.as_ref(), &self.keys).advance(&position, &bytes).await;
         self.installation.store(Arc::new(StoredInstallation { body: Arc::new(next), position, mark }));
         Ok(Amended::At { generation })
     }
@@ -410,7 +459,7 @@ impl Ledger {
         let bytes = self.store.read(&Document::Installation).await?.ok_or_else(lost)?;
         let record = open_record(&location, &bytes, Kind::Installation, INSTALLATION, &self.keys)?;
         let body = record.body(&location)?;
-        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body).await
+        StoredInstallation::admit(self.store.as_ref(), &self.keys, &record, body, &bytes).await
     }
 }
 
@@ -420,9 +469,10 @@ impl StoredInstallation {
         keys: &DataKeys,
         record: &OpenedRecord<'_>,
         body: Installation,
+        bytes: &[u8],
     ) -> Result<Self, LedgerError> {
         let position = Position::of(record);
-        let mark = SeenMark::of_installation(store, keys).admit(&position).await?;
+        let mark = SeenMark::of_installation(store, keys).admit(&position, &body.supersedes, bytes).await?;
         Ok(StoredInstallation { body: Arc::new(body), position, mark })
     }
 }
@@ -448,6 +498,14 @@ impl Installation {
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ledger").field("store", &self.store.kind()).field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// The crash may have come after the last step but this.
+async fn end_initialisation(store: &dyn Store) -> Result<(), StoreError> {
+    match store.read(&Document::Initialising).await? {
+        Some(_) => store.remove(&Document::Initialising).await,
+        None => Ok(()),
     }
 }
 
@@ -493,7 +551,11 @@ fn refuse_inconsistent(location: &str, keyset: &Name, record: &Position, keyring
 }
 
 async fn refuse_missing_keyrings(store: &dyn Store, installation: &Installation) -> Result<(), LedgerError> {
-    let stored = store.keysets().await?;
+    let stored = match store.keysets().await {
+        // It starts from copies of what this replica uses. One that it lacks is not readable, which is not absent.
+        Err(StoreError::Unavailable { .. }) if store.shared().is_some() => return Ok(()),
+        listed => listed?,
+    };
     let missing = installation
         .keysets
         .iter()

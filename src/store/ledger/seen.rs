@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{INSTALLATION, LedgerError};
 use crate::keyring::name::Name;
+use crate::keyring::record::Superseded;
 use crate::seal::data_keys::DataKeys;
 use crate::store::record::{Header, Kind, OpenedRecord, UnverifiedRecord, open_record, seal_record};
 use crate::store::{Digest, Document, Store, StoreError, overwrite};
@@ -11,11 +12,21 @@ use crate::store::{Digest, Document, Store, StoreError, overwrite};
 /// Whether the mark of a record says what was read or written.
 ///
 /// A record whose mark is behind is as valid as any; but until the mark is written, an older copy put back by somebody
-/// would not be noticed. So this is an alarm, not an error.
+/// would not be noticed. So this is an alarm, not an error. The same holds for the copy that a replica of a shared store
+/// keeps for a start without it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
     Current,
     Behind { problem: String },
+}
+
+impl Mark {
+    fn of(written: Result<(), LedgerError>) -> Self {
+        match written {
+            Ok(()) => Mark::Current,
+            Err(error) => Mark::Behind { problem: error.to_string() },
+        }
+    }
 }
 
 /// The place of a record in its history.
@@ -55,6 +66,7 @@ pub(super) struct SeenMark<'a> {
     kind: Kind,
     name: &'a str,
     document: Document,
+    marked: Document,
     /// Of the marked record, for messages.
     location: String,
 }
@@ -66,33 +78,41 @@ struct Body {
 
 impl<'a> SeenMark<'a> {
     pub fn of_keyring(store: &'a dyn Store, keys: &'a DataKeys, keyset: &'a Name) -> Self {
-        let location = store.locate(&Document::Keyring(keyset.clone()));
+        let marked = Document::Keyring(keyset.clone());
         let document = Document::Seen(keyset.clone());
-        SeenMark { store, keys, kind: Kind::Seen, name: keyset.as_str(), document, location }
+        let location = store.locate(&marked);
+        SeenMark { store, keys, kind: Kind::Seen, name: keyset.as_str(), document, marked, location }
     }
 
     pub fn of_installation(store: &'a dyn Store, keys: &'a DataKeys) -> Self {
-        let location = store.locate(&Document::Installation);
+        let marked = Document::Installation;
         let document = Document::SeenInstallation;
-        SeenMark { store, keys, kind: Kind::SeenInstallation, name: INSTALLATION, document, location }
+        let location = store.locate(&marked);
+        SeenMark { store, keys, kind: Kind::SeenInstallation, name: INSTALLATION, document, marked, location }
     }
 
     /// Refuses a record that is older than the mark or another one of its generation; moves the mark to a newer one.
     /// Without a mark any record is accepted: marks of a shared store are each replica's own.
-    pub async fn admit(&self, record: &Position) -> Result<Mark, LedgerError> {
-        let Some(seen) = self.read().await? else { return Ok(self.advance(record).await) };
-        match judge(&self.location, &seen, record)? {
-            Place::Same => Ok(Mark::Current),
-            Place::Newer => Ok(self.advance(record).await),
+    /// A record of another history is accepted if that goes on from the marked one (`supersedes`). `bytes` are the
+    /// record's: what is admitted is what the store may [`keep`](Store::keep).
+    pub async fn admit(&self, record: &Position, supersedes: &[Superseded], bytes: &[u8]) -> Result<Mark, LedgerError> {
+        let Some(seen) = self.read().await? else { return Ok(self.advance(record, bytes).await) };
+        match judge(&self.location, &seen, record, supersedes)? {
+            Place::Same => Ok(Mark::of(self.keep(bytes).await)),
+            Place::Newer => Ok(self.advance(record, bytes).await),
         }
     }
 
-    /// Writes the mark; a failure is returned as a mark that is behind.
-    pub async fn advance(&self, record: &Position) -> Mark {
-        match self.write(record).await {
-            Ok(()) => Mark::Current,
-            Err(error) => Mark::Behind { problem: error.to_string() },
-        }
+    /// Keeps the record and writes the mark; a failure is returned as a mark that is behind.
+    pub async fn advance(&self, record: &Position, bytes: &[u8]) -> Mark {
+        // First the copy: one that is newer than its mark is admitted at a start from copies, an older one is not.
+        let kept = self.keep(bytes).await;
+        let marked = self.write(record).await;
+        Mark::of(kept.and(marked))
+    }
+
+    async fn keep(&self, bytes: &[u8]) -> Result<(), LedgerError> {
+        Ok(self.store.keep(&self.marked, bytes).await?)
     }
 
     /// [`advance`](Self::advance) where going on without the mark would be wrong.
@@ -126,9 +146,18 @@ pub(super) enum Place {
 }
 
 /// Refuses a record that is older than the mark, or another one of its generation or history.
-pub(super) fn judge(location: &str, seen: &Position, record: &Position) -> Result<Place, LedgerError> {
+pub(super) fn judge(
+    location: &str,
+    seen: &Position,
+    record: &Position,
+    supersedes: &[Superseded],
+) -> Result<Place, LedgerError> {
     let (location, generation) = (location.to_owned(), record.generation);
     if seen.lineage != record.lineage {
+        let goes_on = |former: &Superseded| former.lineage == seen.lineage && former.generation >= seen.generation;
+        if supersedes.iter().any(goes_on) {
+            return Ok(Place::Newer);
+        }
         let (found, expected) = (record.lineage.clone(), seen.lineage.clone());
         return Err(LedgerError::OtherLineage { location, found, expected });
     }

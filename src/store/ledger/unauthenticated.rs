@@ -37,10 +37,15 @@ impl Unauthenticated {
         }
         let document = Document::SeenInstallation;
         if let Some(seen) = claimed_mark(store.as_ref(), &document, Kind::SeenInstallation, INSTALLATION).await? {
-            judge(&location, &seen, &Position::claimed(&record))?;
+            judge(&location, &seen, &Position::claimed(&record), &installation.supersedes)?;
         }
         refuse_missing_keyrings(store.as_ref(), &installation).await?;
         Ok(Unauthenticated { store, installation: Some(Arc::new(installation)) })
+    }
+
+    /// Whether other replicas may use the store too.
+    pub fn is_shared(&self) -> bool {
+        self.store.shared().is_some()
     }
 
     pub fn installation(&self) -> Option<&Arc<Installation>> {
@@ -76,7 +81,7 @@ impl Unauthenticated {
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
         if let Some(seen) = seen.await? {
-            judge(&location, &seen, &position)?;
+            judge(&location, &seen, &position, &keyring.supersedes)?;
         }
         Ok(Some(keyring))
     }

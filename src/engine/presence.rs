@@ -1,0 +1,210 @@
+//! Telling other replicas what this one publishes, and waiting for those that lag.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use super::cell::{KeysetCell, Laggards};
+use super::reconcile::chain;
+use crate::keyring::record::{KeyState, Serial};
+use crate::keyring::time::{Span, Timestamp};
+use crate::seal::cipher::random_id;
+use crate::store::ledger::{Alive, LedgerError};
+use crate::store::relay::Relay;
+use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
+
+/// Reports come at least this often, and more often where `publish_lag` is short.
+const INTERVAL_MAX: Span = Span::from_secs(15);
+const INTERVAL_MIN: Span = Span::from_millis(100);
+
+/// What is known of the other replicas.
+#[derive(Default)]
+pub(super) struct Presence {
+    others: Mutex<Arc<Vec<Replica>>>,
+    changed: Notify,
+    /// Where replicas report that have no store of their own, if this process has one to itself.
+    relay: OnceLock<Arc<Relay>>,
+}
+
+impl Presence {
+    /// This process shows something else than it reported.
+    pub(super) fn changed(&self) {
+        self.changed.notify_one();
+    }
+}
+
+impl Engine {
+    /// The name of this process among the replicas of its store.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    pub fn role(&self) -> super::ReplicaRole {
+        self.role
+    }
+
+    /// Other replicas that reported lately.
+    pub fn others(&self) -> Arc<Vec<Replica>> {
+        self.presence.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replicas report to `relay`.
+    pub fn hear(&self, relay: Arc<Relay>) {
+        let _ = self.presence.relay.set(relay);
+    }
+
+    /// Reports until cancelled, and looks which others lag. Ends with taking leave.
+    pub async fn attend(self: Arc<Self>, cancel: CancellationToken) {
+        let mut failing = false;
+        while !cancel.is_cancelled() {
+            match self.attend_once().await {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(error = %chain(&error), "other replicas cannot be told what this one publishes; it is tried again");
+                }
+                Err(_) => {}
+            }
+            let interval = jittered(self.report_interval());
+            tokio::select! {
+                () = self.clock.clock().sleep(interval) => {}
+                () = self.presence.changed.notified() => {}
+                () = cancel.cancelled() => {}
+            }
+        }
+    }
+
+    /// Nobody waits for a replica that publishes nothing; of one that did it stays known when that was last.
+    pub async fn take_leave(&self) {
+        let Ok(ledger) = self.ledger() else { return };
+        let Some(shared) = ledger.shared().filter(|_| !self.publishes()) else { return };
+        if let Err(error) = shared.forget(&self.replica).await {
+            tracing::debug!(error = %chain(&error), "the store could not be told that this replica stops");
+        }
+    }
+
+    /// One report and one look at the others.
+    pub async fn attend_once(&self) -> Result<(), LedgerError> {
+        let ledger = self.ledger()?;
+        let mut others = match (ledger.shared(), self.presence.relay.get()) {
+            (Some(shared), _) => {
+                shared.report(&[self.own_report()]).await?;
+                if self.is_reader() {
+                    return Ok(());
+                }
+                shared.replicas(self.lag_limit()).await?
+            }
+            (None, Some(relay)) => relay.reported(self.lag_limit()),
+            (None, None) => return Ok(()),
+        };
+        others.retain(|other| other.report.replica != self.replica);
+        for cell in &self.directory().order {
+            self.note_laggards(cell, &others);
+        }
+        *self.presence.others.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(others);
+        Ok(())
+    }
+
+    fn own_report(&self) -> Report {
+        let directory = self.directory();
+        let shown = directory.order.iter().map(|cell| (cell.name.clone(), cell.snapshot.load().keyring.generation));
+        let publishes = self.publishes() && self.is_open();
+        Report {
+            replica: self.replica.clone(),
+            role: self.role.as_str().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            publishes,
+            generations: shown.collect(),
+            resumed: if publishes { self.resumed_by_url() } else { BTreeMap::new() },
+        }
+    }
+
+    /// By URL of each issuer: since when this process publishes without a long silence, where there was one.
+    pub(super) fn resumed_by_url(&self) -> BTreeMap<String, Timestamp> {
+        let (now, boot) = (self.clock.now(), self.clock.boot().as_millis());
+        let directory = self.directory();
+        let resumed = directory.issuers.iter().filter_map(|issuer| {
+            let at = issuer.resumed_boot_ms()?;
+            Some((issuer.url.clone(), Timestamp::from_millis(now.as_millis() - (boot - at))))
+        });
+        resumed.collect()
+    }
+
+    /// When any replica last published, as far as the store knows. It keeps this process from taking its own absence for
+    /// a silence.
+    pub(super) async fn published_by_others(&self) -> Option<Alive> {
+        let shared = self.ledger().ok()?.shared()?;
+        let replicas = shared.replicas(Span::DAY).await.ok()?;
+        let publishing =
+            replicas.into_iter().filter(|other| other.report.publishes && other.report.replica != self.replica);
+        let last = publishing.min_by_key(|other| other.age)?;
+        Some(Alive { at: self.clock.now() - last.age, resumed: last.report.resumed, ..Alive::long_ago() })
+    }
+
+    /// Which of `others` publish and lack a waiting key.
+    fn note_laggards(&self, cell: &KeysetCell, others: &[Replica]) {
+        let keyring = cell.snapshot.load().keyring.clone();
+        let boot = self.clock.boot();
+        let mut laggards = cell.laggards.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = keyring.keys.iter().filter(|key| matches!(key.state, KeyState::Pending | KeyState::Standby));
+        let mut noted: BTreeMap<Serial, Laggards> = BTreeMap::new();
+        for key in waiting {
+            let lags = |other: &&Replica| {
+                let shown = other.report.generations.get(&cell.name).copied().unwrap_or(0);
+                other.report.publishes && shown < key.since_generation
+            };
+            let replicas: Vec<String> = others.iter().filter(lags).map(|other| other.report.replica.clone()).collect();
+            let before = laggards.remove(&key.serial);
+            if replicas.is_empty() {
+                noted.extend(before.map(|before| (key.serial, Laggards { replicas, ..before })));
+            } else {
+                let since = before.filter(|before| !before.replicas.is_empty()).map_or(boot, |before| before.since);
+                noted.insert(key.serial, Laggards { since, until: boot, replicas });
+            }
+        }
+        let changed = laggards.len() != noted.len() || !noted.is_empty();
+        *laggards = noted;
+        drop(laggards);
+        if changed {
+            cell.wake.notify_one();
+        }
+    }
+
+    /// Replicas that have not reported for this long are not waited for: what they may still serve, propagation covers.
+    fn lag_limit(&self) -> Span {
+        let directory = self.directory();
+        let lags = directory.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.publish_lag);
+        lags.max().unwrap_or(Span::MINUTE)
+    }
+
+    fn report_interval(&self) -> Span {
+        let directory = self.directory();
+        let lags = directory.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.publish_lag);
+        let shortest = lags.min().unwrap_or(Span::MINUTE);
+        Span::from_millis(shortest.as_millis() / 4).min(INTERVAL_MAX).max(INTERVAL_MIN)
+    }
+}
+
+/// The machine's name, for people, and something random, since a name may come back.
+pub(super) fn replica_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')).collect();
+    let id = random_id();
+    let room = LONGEST_REPLICA - 9;
+    format!("{}/{}", &plain[..plain.len().min(room)], &id[..8])
+}
+
+/// Anything between nothing and `most`.
+pub(super) fn spread(most: Span) -> Span {
+    let [high, low] = crate::seal::cipher::random::<2>();
+    Span::from_millis(most.as_millis() * i64::from(u16::from_be_bytes([high, low])) / 65_536)
+}
+
+/// Between three quarters of a span and all of it: replicas that began together do not stay together.
+pub(super) fn jittered(span: Span) -> Span {
+    let [random] = crate::seal::cipher::random::<1>();
+    Span::from_millis(span.as_millis() - span.as_millis() * i64::from(random) / 1024)
+}

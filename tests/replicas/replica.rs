@@ -1,0 +1,194 @@
+//! One replica without listeners or tasks of its own: what those would do happens when the test says so.
+
+use std::sync::Arc;
+
+use jwksd::backend::Backend;
+use jwksd::backend::local::LocalBackend;
+use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Settings, SignFailure};
+use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::claims::parse_request;
+use jwksd::keyring::decide::{Intent, Outcome, Request};
+use jwksd::keyring::name::Name;
+use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::record::KeyState;
+use jwksd::keyring::schedule::Schedule;
+use jwksd::keyring::time::Span;
+use jwksd::seal::file::FileKey;
+use jwksd::seal::{KeyEncryptionKey, SealError};
+use jwksd::store::ledger::{Ledger, SealEvidence};
+use jwksd::store::memory::MemoryStore;
+use jwksd::store::split::Split;
+use jwksd::telemetry::metrics::Metrics;
+
+use super::hub::{Hub, Link};
+
+pub const SKEW: Span = Span::from_secs(2);
+pub const STALENESS: Span = Span::from_secs(20);
+pub const LAG: Span = Span::from_secs(5);
+
+pub struct Replica {
+    pub engine: Arc<Engine>,
+    pub link: Arc<Link>,
+    pub clock: Arc<ManualClock>,
+}
+
+/// What replicas of one installation have in common.
+#[derive(Clone)]
+pub struct Common {
+    pub hub: Arc<Hub>,
+    pub seal: Arc<dyn KeyEncryptionKey>,
+}
+
+impl Common {
+    pub fn new(clock: Arc<ManualClock>) -> Self {
+        Common { hub: Hub::new(clock), seal: Arc::new(FileKey::ephemeral()) }
+    }
+
+    /// A replica as after its start, with open listeners.
+    pub async fn start(&self, role: ReplicaRole, clock: &Arc<ManualClock>, policies: &[(&str, Policy)]) -> Replica {
+        let link = self.hub.link();
+        self.start_over(role, clock, policies, link, Arc::new(MemoryStore::new())).await
+    }
+
+    pub async fn start_over(
+        &self,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        policies: &[(&str, Policy)],
+        link: Arc<Link>,
+        own: Arc<MemoryStore>,
+    ) -> Replica {
+        let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
+        let store = Arc::new(Split::new(link.clone(), own));
+        let ledger = match role {
+            ReplicaRole::Signer => Ledger::open(store, std::slice::from_ref(&self.seal)).await,
+            _ => {
+                let seal = self.seal.clone();
+                let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal) };
+                Ledger::initialise(store, SealEvidence::Unknown, make, trusted.now()).await
+            }
+        };
+        let ledger = Arc::new(ledger.unwrap());
+        let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
+        let settings =
+            Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
+        let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
+        let declared: Vec<Declared> = match role {
+            ReplicaRole::Signer => Vec::new(),
+            _ => policies.iter().map(|(keyset, policy)| declare(keyset, policy.clone())).collect(),
+        };
+        engine.configure(&declared).await.unwrap();
+        let _ = engine.look_at_store(Span::ZERO).await;
+        engine.resume().await;
+        engine.reconcile_all().await;
+        engine.confirm_created().await.unwrap();
+        engine.opened().await;
+        Replica { engine, link, clock: clock.clone() }
+    }
+}
+
+pub fn declare(keyset: &str, policy: Policy) -> Declared {
+    Declared { name: Name::parse(keyset).unwrap(), policy: Arc::new(policy), fits: true }
+}
+
+/// Rotates every minute; a window of 15 s: caches 4, slowest verifier 4, lag 5, σ 2.
+pub fn policy() -> Policy {
+    let secs = Span::from_secs;
+    Policy {
+        issuer: IssuerPolicy {
+            name: Name::parse("main").unwrap(),
+            url: "https://auth.example.com".to_owned(),
+            max_age: secs(4),
+            stale_if_error: Span::ZERO,
+            caches: vec![secs(4)],
+            jwks_paths: Vec::new(),
+            discovery: Discovery::Off,
+            probes: Vec::new(),
+        },
+        algorithm: Algorithm::Es256,
+        backend: "local".to_owned(),
+        rotation: RotationPolicy {
+            schedule: Schedule::Every(secs(60)),
+            propagation: secs(15),
+            successors: 2,
+            overlap_extra: Span::ZERO,
+            bootstrap: Bootstrap::Wait,
+            verifiers: vec![Verifier { name: "slow".to_owned(), sees_new: secs(4), keeps_old: Some(secs(4)) }],
+            clock_skew: SKEW,
+            staleness_limit: STALENESS,
+            publish_lag: LAG,
+        },
+        tokens: TokenPolicy {
+            max_ttl: secs(10),
+            default_ttl: secs(10),
+            required_claims: Vec::new(),
+            forbidden_claims: Vec::new(),
+            audiences: Vec::new(),
+            types: vec!["JWT".to_owned()],
+            backdate: Span::ZERO,
+        },
+    }
+}
+
+impl Replica {
+    /// What its tasks do within a moment.
+    pub async fn tick(&self) {
+        let _ = self.engine.look_at_store(Span::ZERO).await;
+        let _ = self.engine.attend_once().await;
+        self.engine.reconcile_all().await;
+        self.engine.pulse().await;
+    }
+
+    pub fn cell(&self) -> Arc<KeysetCell> {
+        self.cell_of("default")
+    }
+
+    pub fn cell_of(&self, keyset: &str) -> Arc<KeysetCell> {
+        self.engine.keyset(keyset).unwrap()
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.cell().snapshot.load().keyring.generation
+    }
+
+    pub fn active(&self) -> Option<u64> {
+        self.cell().snapshot.load().keyring.active().map(|key| key.serial)
+    }
+
+    pub fn serials(&self, state: KeyState) -> Vec<u64> {
+        let keyring = self.cell().snapshot.load().keyring.clone();
+        keyring.keys.iter().filter(|key| key.state == state).map(|key| key.serial).collect()
+    }
+
+    pub fn frozen(&self) -> Option<String> {
+        self.cell().snapshot.load().frozen.as_deref().map(str::to_owned)
+    }
+
+    /// The kids that verifiers get, of all keysets.
+    pub fn served(&self) -> Option<Vec<String>> {
+        let document = self.engine.directory().issuers.first()?.served()?;
+        let document: serde_json::Value = serde_json::from_slice(&document.body).unwrap();
+        let kids = document["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned());
+        Some(kids.collect())
+    }
+
+    pub async fn sign(&self) -> Result<Issued, SignFailure> {
+        self.sign_with("default").await
+    }
+
+    pub async fn sign_with(&self, keyset: &str) -> Result<Issued, SignFailure> {
+        let request = parse_request(br#"{"claims":{"sub":"someone","aud":"somewhere"}}"#).unwrap();
+        self.engine.sign(&self.cell_of(keyset), &request, None, "test").await
+    }
+
+    pub async fn command(&self, intent: Intent) -> Result<Outcome, CommandError> {
+        let (actor, reason) = ("test".to_owned(), Some("test".to_owned()));
+        let request = Request { intent, actor, reason, dry_run: false, if_generation: None, idempotency: None };
+        self.engine.command(&self.cell(), request).await
+    }
+
+    pub fn alarms(&self) -> Vec<&'static str> {
+        self.engine.look(&self.cell()).alarms.iter().map(|alarm| alarm.as_str()).collect()
+    }
+}
