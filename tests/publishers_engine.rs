@@ -11,7 +11,7 @@ use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::placing::Place;
-use jwksd::engine::{Declared, Engine, Settings};
+use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
@@ -187,7 +187,13 @@ impl Site {
         let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal.clone()) };
         let ledger = Arc::new(Ledger::initialise(store, SealEvidence::Unknown, make, trusted.now()).await.unwrap());
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
-        let settings = Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1 };
+        let settings = Settings {
+            sign_deadline: Span::SECOND,
+            audit_signatures: false,
+            pool_size: 1,
+            role: ReplicaRole::All,
+            publishes: true,
+        };
         let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
         let declared = Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy()), fits: true };
         engine.configure(&[declared]).await.unwrap();

@@ -159,7 +159,8 @@ pub enum Writer {
     Sole,
     /// One of several replicas.
     Replica,
-    /// One whose record of a keyset cannot be trusted any more: it may well be the one that is wrong.
+    /// One whose record of a keyset cannot be trusted any more, or was not confirmed for long: it may well be the one that
+    /// is wrong.
     Doubtful,
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::super::Engine;
-use super::super::cell::{Directory, IssuerCell, RouteKind};
+use super::super::cell::{Directory, IssuerCell, KeysetCell, RouteKind};
 use super::super::publish::cache_control;
 use super::super::start::paths;
 use super::Place;
@@ -120,8 +120,12 @@ impl Engine {
     }
 
     fn writer_of(&self, issuer: &Arc<IssuerCell>) -> Writer {
-        let directory = self.directory();
-        if directory.keysets_of(issuer).any(|cell| cell.snapshot.load().frozen.is_some()) {
+        let (directory, boot) = (self.directory(), self.clock.boot());
+        let doubtful = |cell: &Arc<KeysetCell>| {
+            let snapshot = cell.snapshot.load();
+            snapshot.frozen.is_some() || cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, boot)
+        };
+        if directory.keysets_of(issuer).any(doubtful) {
             return Writer::Doubtful;
         }
         if self.is_shared() { Writer::Replica } else { Writer::Sole }
