@@ -223,13 +223,18 @@ fn make_folder(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Failure> {
 /// Taken for the moments of a read or a write, so trying again for a while is enough.
 fn lock(root: &OwnedFd, operation: FlockOperation) -> Result<Option<File>, Failure> {
     let shared = matches!(operation, FlockOperation::NonBlockingLockShared);
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let create = if shared { OFlags::empty() } else { OFlags::CREATE };
-    let file = match rustix::fs::openat(root, LOCK, flags | create, PUBLIC_FILE) {
+    // NFS locks exclusively only what is open for writing.
+    let access = if shared { OFlags::RDONLY } else { OFlags::RDWR | OFlags::CREATE };
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(root, LOCK, flags, PUBLIC_FILE) {
         // Nobody ever wrote here.
         Err(Errno::NOENT) if shared => return Ok(None),
         opened => File::from(opened?),
     };
+    if !shared {
+        // Whoever owns it made it; the mode above is an upper bound that the umask cuts.
+        let _ = rustix::fs::fchmod(&file, PUBLIC_FILE);
+    }
     for _ in 0..LOCK_TRIES {
         match rustix::fs::flock(&file, operation) {
             Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
