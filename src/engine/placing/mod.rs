@@ -4,9 +4,10 @@
 
 mod pass;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -53,8 +54,10 @@ pub struct Place {
 struct State {
     /// The kids that it showed, with exactly their members, when it was read last.
     shown: BTreeSet<String>,
-    /// From which generations its documents were when they were ours.
-    confirmed: Option<Generations>,
+    /// By path: the document when it was ours last, and from which generations.
+    confirmed: BTreeMap<String, (Generations, Bytes)>,
+    /// By path: what was said of it since.
+    told: BTreeMap<String, String>,
     /// Boot time since which it was not found to be as it should.
     behind_since: Option<Span>,
     /// It lacks a key that counts as published: nothing may be promoted.
