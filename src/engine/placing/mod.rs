@@ -4,10 +4,9 @@
 
 mod pass;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -54,10 +53,8 @@ pub struct Place {
 struct State {
     /// The kids that it showed, with exactly their members, when it was read last.
     shown: BTreeSet<String>,
-    /// By path: the document when it was ours last, and from which generations.
-    confirmed: BTreeMap<String, (Generations, Bytes)>,
-    /// By path: what was said of it since.
-    told: BTreeMap<String, String>,
+    /// From which generations its documents were when they were ours.
+    confirmed: Option<Generations>,
     /// Boot time since which it was not found to be as it should.
     behind_since: Option<Span>,
     /// It lacks a key that counts as published: nothing may be promoted.

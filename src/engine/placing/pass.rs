@@ -54,8 +54,6 @@ struct Findings {
     lacking: BTreeSet<String>,
     /// One did, at some moment of the pass.
     lacked: bool,
-    /// Paths whose document is ours.
-    confirmed: Vec<(String, Bytes)>,
     foreign: bool,
     behind: bool,
 }
@@ -69,12 +67,13 @@ impl Engine {
         let mut findings = Findings::default();
         let mut settled = Ok(());
         for (path, kind, document) in &rendering.documents {
-            // A path that fails keeps no revoked key at the next one.
-            let done = self.settle_document(place, &rendering, (path, *kind, document), &mut findings).await;
-            settled = settled.and(done);
+            settled = self.settle_document(place, &rendering, (path, *kind, document), &mut findings).await;
+            if settled.is_err() {
+                break;
+            }
         }
         let pass = if findings.behind { Pass::Behind } else { Pass::Right };
-        self.take_note(place, issuer, &rendering, findings, settled.is_ok()).await;
+        self.take_note(place, issuer, rendering, findings, settled.is_ok()).await;
         settled.map(|()| pass)
     }
 
@@ -152,7 +151,6 @@ impl Engine {
             }
             let reason = match rendering.decide(found.as_ref(), document) {
                 Verdict::Current => {
-                    findings.confirmed.push((path.to_owned(), document.body.clone()));
                     findings.note(kind, keys);
                     return Ok(());
                 }
@@ -194,16 +192,13 @@ impl Engine {
         then: &str,
         findings: &mut Findings,
     ) {
-        let confirmed = place.state().confirmed.get(path).cloned();
-        // Older than what was read back last, or with its mark and not its bytes.
+        let confirmed = place.state().confirmed.clone();
         let regressed = || {
-            let (Some(found), Some((generations, body))) = (found, confirmed.as_ref()) else { return false };
-            let Some(placed) = generations_of(found) else { return false };
-            match placed.compare(generations, &rendering.known(&placed)) {
-                Standing::Older => true,
-                Standing::Same => found.body != *body,
-                _ => false,
-            }
+            let placed = found.and_then(generations_of);
+            let confirmed = confirmed.as_ref();
+            placed.zip(confirmed).is_some_and(|(placed, confirmed)| {
+                placed.compare(confirmed, &rendering.known(&placed)) == Standing::Older
+            })
         };
         let foreign = match reason {
             Reason::Nothing => confirmed.is_some(),
@@ -215,16 +210,12 @@ impl Engine {
             },
             reason => reason.is_foreign(rendering.writer),
         };
-        findings.foreign |= foreign;
-        let told = format!("{reason}; {then}");
-        if place.state().told.insert(path.to_owned(), told.clone()).is_some_and(|before| before == told) {
-            return; // Tried again.
-        }
         let location = place.publisher.locate(path);
         if foreign {
-            tracing::error!(issuer = %place.issuer, publisher = %place.name, place = %location, "what is published there was changed by somebody else: {told}");
+            findings.foreign = true;
+            tracing::error!(issuer = %place.issuer, publisher = %place.name, place = %location, "what is published there was changed by somebody else: {reason}; {then}");
         } else if !matches!(reason, Reason::Nothing | Reason::Older) {
-            tracing::warn!(issuer = %place.issuer, publisher = %place.name, place = %location, "{told}");
+            tracing::warn!(issuer = %place.issuer, publisher = %place.name, place = %location, "{reason}; {then}");
         }
     }
 
@@ -242,7 +233,7 @@ impl Engine {
         &self,
         place: &Place,
         issuer: &Arc<IssuerCell>,
-        rendering: &Rendering,
+        rendering: Rendering,
         findings: Findings,
         complete: bool,
     ) {
@@ -258,9 +249,8 @@ impl Engine {
             state.foreign_since =
                 if findings.foreign { Some(boot) } else { state.foreign_since.filter(|at| !over(at)) };
             (state.shown, state.lacking) = (shown, lacking);
-            for (path, body) in findings.confirmed {
-                state.told.remove(&path);
-                state.confirmed.insert(path, (rendering.generations.clone(), body));
+            if complete && !findings.behind {
+                state.confirmed = Some(rendering.generations);
             }
             (news, back)
         };
