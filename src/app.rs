@@ -2,6 +2,7 @@
 
 mod access;
 mod leftovers;
+mod publishers;
 mod reload;
 mod storage;
 mod stores;
@@ -22,7 +23,7 @@ use crate::backend::Backend;
 use crate::backend::aws_kms::AwsKmsBackend;
 use crate::backend::local::{ImportPrivate, LocalBackend};
 use crate::clock::{Clock, SystemClock, TrustedClock};
-use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Publisher, Source};
+use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
 use crate::http::admin::AdminState;
@@ -114,17 +115,6 @@ fn refuse_unfit_first_start(loaded: &Loaded) -> Result<(), AppError> {
     Err(AppError::Unfit(told.collect()))
 }
 
-/// What a configuration may ask for and this build does not do: better no daemon than one that leaves it out.
-fn refuse_unserved(config: &Config) -> Result<(), AppError> {
-    let refused: Vec<_> = config.publishers.iter().map(Publisher::table).collect();
-    if refused.is_empty() {
-        return Ok(());
-    }
-    Err(AppError::Unfit(
-        refused.iter().map(|key| format!("{key}: this build does not serve it; leave it out")).collect(),
-    ))
-}
-
 /// A daemon with its listeners bound and its keyrings loaded, about to run.
 pub struct App {
     engine: Arc<Engine>,
@@ -155,6 +145,9 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long listeners stay closed at most for what is not on this machine (DESIGN §5).
 const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// How long listeners stay closed at most for what is published elsewhere.
+const PLACED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Where the daemon keeps its state.
 pub enum Storage {
     /// As configured.
@@ -170,7 +163,6 @@ impl App {
         raise_open_file_limit();
         // What changes from here on is noticed: everything is read after this.
         let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
-        refuse_unserved(&config)?;
         refuse_unfit_first_start(&loaded)?;
         // All listeners bind before anything is changed or answered.
         let sockets = bind_all(&config)?;
@@ -200,6 +192,7 @@ impl App {
             Some(_) => engine.configure_sealed(&declared).await,
         }
         .map_err(|errors| refused(errors, &loaded))?;
+        engine.place_at(publishers::places(&config));
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
@@ -269,6 +262,10 @@ impl App {
                 return Ok(());
             }
         }
+        if !still_starting {
+            // Whoever fetches a first token finds its key there too, unless a place does not answer.
+            let _ = tokio::time::timeout(PLACED_WITHIN, engine.place_all()).await;
+        }
         let mut serving = JoinSet::new();
         for bound in listeners {
             let options = options(bound.name, bound.tls);
@@ -287,6 +284,9 @@ impl App {
         let probe = supervisor
             .clone()
             .keep("probes", cancel.clone(), move || probing.clone().watch_probes(fetch.clone(), cancel.clone()));
+        let (placing, cancel) = (engine.clone(), background.clone());
+        let place =
+            supervisor.clone().keep("publishers", cancel.clone(), move || placing.clone().watch_places(cancel.clone()));
         let (cleaning, cancel) = (engine.clone(), background.clone());
         let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
@@ -294,7 +294,13 @@ impl App {
         let cancel = background.clone();
         let passing = supervisor.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
-        let mut tasks = vec![tokio::spawn(beat), tokio::spawn(probe), tokio::spawn(leftovers), tokio::spawn(watch)];
+        let mut tasks = vec![
+            tokio::spawn(beat),
+            tokio::spawn(probe),
+            tokio::spawn(place),
+            tokio::spawn(leftovers),
+            tokio::spawn(watch),
+        ];
         let (following, attending, cancel) = (engine.clone(), engine.clone(), background.clone());
         if engine.is_shared() {
             tasks.push(tokio::spawn(

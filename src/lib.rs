@@ -10,6 +10,7 @@ pub mod engine;
 pub mod http;
 pub mod keyring;
 pub mod outbound;
+pub mod publisher;
 pub mod seal;
 pub mod store;
 pub mod telemetry;

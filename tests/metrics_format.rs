@@ -23,6 +23,7 @@ fn metrics() -> Metrics {
         let issuer = Name::parse("main").unwrap();
         let keyset = metrics.register_keyset(&name, Algorithm::Es256, "local", &issuer);
         keyset.signing(Algorithm::Es256, "local").signed(Duration::from_micros(16));
+        metrics.register_issuer(&issuer).publisher(&Name::parse("cdn").unwrap());
     }
     metrics
 }

@@ -5,7 +5,8 @@
 //!   file store is never stale, and a thousand queued signatures are no test for a shared machine;
 //! - `jwksd_backend_requests_total` with every outcome but `ok`: the local backend does not fail; `encrypt`, `decrypt` and
 //!   `describe` are a seal's in AWS KMS (tests/aws_kms_seal.rs);
-//! - `jwksd_publication_mismatch`: tests/probes.rs has probes; `jwksd_staleness_limit_seconds`: 0 with a file store;
+//! - `jwksd_publication_mismatch`, `jwksd_publisher_…` and the alarm `publisher_failing`: tests/probes.rs has probes,
+//!   tests/publishers.rs and tests/publishers_engine.rs have publishers; `jwksd_staleness_limit_seconds`: 0 with a file store;
 //! - `jwksd_jwks_requests_total` with `code="other"`: what is no JWKS path belongs to no issuer;
 //! - `jwksd_rotations_total` with `compromise` (a new key, not the compromise, takes over: `revocation`) and
 //!   `key_disabled` (remote backends); the alarms `unauthenticated`, `key_disabled`, `publication_mismatch`,

@@ -10,7 +10,7 @@ use jwksd::config::{Source, load};
 use jwksd::http::problem::ProblemType;
 
 /// The modules of src/, lower rows later: a module may use its own row and those after it. As in ARCHITECTURE.md.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 12] = [
     &["store"],
     &["backend"],
     &["seal"],
+    &["publisher"],
     &["telemetry"],
     &["aws_kms"],
     &["config", "clock", "outbound"],

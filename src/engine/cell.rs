@@ -340,6 +340,16 @@ pub enum RouteKind {
     Discovery,
 }
 
+impl RouteKind {
+    /// The document's media type (RFC 7517 §8.5.2, RFC 8414 §3.2).
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            RouteKind::Jwks => "application/jwk-set+json",
+            RouteKind::Discovery => "application/json",
+        }
+    }
+}
+
 impl Directory {
     pub fn keysets_of<'a>(&'a self, issuer: &'a Arc<IssuerCell>) -> impl Iterator<Item = &'a Arc<KeysetCell>> {
         self.order.iter().filter(move |cell| Arc::ptr_eq(&cell.issuer, issuer))

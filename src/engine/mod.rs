@@ -5,6 +5,7 @@ pub mod command;
 mod disabled;
 mod following;
 pub mod heartbeat;
+pub mod placing;
 mod presence;
 pub mod probes;
 mod publish;
@@ -82,6 +83,8 @@ pub struct Engine {
     /// Another configuration was taken.
     reconfigured: tokio::sync::Notify,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
+    /// Where issuers are published besides the public listener.
+    places: OnceLock<Vec<Arc<placing::Place>>>,
     /// Watches this process's background tasks.
     pub supervisor: Arc<supervise::Supervisor>,
     /// Steps that could not be stored.
@@ -199,6 +202,7 @@ impl Engine {
             unconfirmed: AtomicBool::new(true),
             reconfigured: tokio::sync::Notify::new(),
             scheduler: std::sync::Mutex::default(),
+            places: OnceLock::new(),
             supervisor: Arc::default(),
             complaints: Sieve::default(),
             turn: tokio::sync::Mutex::default(),
@@ -273,7 +277,7 @@ impl Engine {
             },
             published: snapshot.published.iter().map(|(serial, at)| (*serial, past(at))).collect(),
             stopped: snapshot.stopped.iter().map(|(serial, stopped)| (*serial, ended(stopped))).collect(),
-            resumed_at: if self.is_silent(cell.issuer.policy.load().max_age, boot) {
+            resumed_at: if self.is_silent(cell.issuer.policy.load().max_age, boot) || self.is_lacking(&cell.issuer) {
                 Some(reading.now)
             } else {
                 let resumed = cell.issuer.resumed_boot_ms();

@@ -12,6 +12,7 @@ use crate::backend::BackendError;
 use crate::backend::BackendErrorKind;
 use crate::keyring::claims::TokenRules;
 use crate::keyring::jwk::{PublishedEntry, jwks_document};
+use crate::keyring::placement::Generations;
 use crate::keyring::policy::IssuerPolicy;
 use crate::keyring::record::{Key, KeyState, Keyring};
 use crate::keyring::time::Span;
@@ -78,7 +79,8 @@ impl Engine {
         cell.snapshot.store(Arc::new(shown));
     }
 
-    /// Notes what became true with the swap: which keys are public now and which can sign no more.
+    /// Notes what became true with the swap: which keys are public now, at every place too where the issuer has
+    /// publishers, and which can sign no more.
     pub(super) fn stamp(&self, cell: &KeysetCell, shown: &mut KeysetSnapshot) {
         let boot = self.clock.boot();
         let keyring = shown.keyring.clone();
@@ -90,7 +92,7 @@ impl Engine {
         }
         shown.published.retain(|serial, _| keyring.key(*serial).is_some_and(|key| key.state.is_published()));
         if self.is_open() && !cell.issuer.is_withheld() {
-            for key in keyring.published() {
+            for key in keyring.published().filter(|key| self.is_placed(&cell.issuer, key.kid.as_str())) {
                 shown.published.entry(key.serial).or_insert(boot);
             }
         }
@@ -139,6 +141,7 @@ impl Engine {
         keys.sort_by_key(|(rank, position, newest, _)| (*rank, *position, *newest));
         if keys.is_empty() {
             issuer.document.store(None);
+            self.rendered(issuer);
             return;
         }
         let policies = snapshots.iter().map(|(_, snapshot)| &snapshot.keyring.policy.issuer);
@@ -160,7 +163,9 @@ impl Engine {
             keys: u32::try_from(keys.len()).unwrap_or(u32::MAX),
             body: body.into(),
             algs,
+            generations: Generations::of(snapshots.iter().map(|(_, snapshot)| snapshot.keyring.as_ref())),
         })));
+        self.rendered(issuer);
     }
 
     /// Changes what the configuration wants of a keyset.
@@ -187,7 +192,7 @@ fn etag(body: &[u8]) -> HeaderValue {
 }
 
 /// The shortest lives of the policies in force: a longer one is used only once every keyset agreed to it.
-fn cache_control<'a>(policies: impl Iterator<Item = &'a IssuerPolicy>) -> HeaderValue {
+pub(super) fn cache_control<'a>(policies: impl Iterator<Item = &'a IssuerPolicy>) -> HeaderValue {
     let lives = policies.map(|policy| (policy.max_age, policy.stale_if_error));
     let (max_age, stale) = lives.reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).unwrap_or_default();
     let mut text = format!("public, max-age={}", max_age.as_secs());

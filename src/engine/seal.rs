@@ -103,7 +103,10 @@ impl Engine {
     /// keyset has what it can have.
     async fn begin(self: &Arc<Self>, issuers: &[Arc<IssuerCell>]) {
         self.reconcile_all().await;
-        issuers.iter().for_each(|issuer| issuer.withhold(false));
+        for issuer in issuers {
+            issuer.withhold(false);
+            self.rendered(issuer);
+        }
         for cell in &self.directory().order {
             self.edit(cell, |shown| self.stamp(cell, shown)).await;
             cell.wake.notify_one();

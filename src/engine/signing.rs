@@ -393,7 +393,7 @@ fn random_jti() -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn random_byte() -> u8 {
+pub(super) fn random_byte() -> u8 {
     let mut byte = [0u8; 1];
     aws_lc_rs::rand::fill(&mut byte).expect("the system's random generator never fails once seeded");
     byte[0]

@@ -11,6 +11,7 @@ use crate::backend::Signer;
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::claims::TokenRules;
 use crate::keyring::jwk::{Kid, PublicJwk};
+use crate::keyring::placement::Generations;
 use crate::keyring::plan::SlowStep;
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring, Serial};
@@ -149,4 +150,6 @@ pub struct JwksDocument {
     pub keys: u32,
     /// The `alg` values in it, for the discovery document.
     pub algs: Vec<&'static str>,
+    /// From which keyrings it was rendered.
+    pub generations: Generations,
 }

@@ -425,7 +425,7 @@ fn contested_paths(known: &BTreeMap<Name, Known>, declared: &[Declared]) -> Vec<
 }
 
 /// Where an issuer's documents are served.
-fn paths(policy: &IssuerPolicy) -> Vec<(String, RouteKind)> {
+pub(super) fn paths(policy: &IssuerPolicy) -> Vec<(String, RouteKind)> {
     let path = policy.path();
     let mut paths = vec![(policy.jwks_path(), RouteKind::Jwks)];
     paths.extend(policy.jwks_paths.iter().map(|path| (path.clone(), RouteKind::Jwks)));

@@ -88,6 +88,7 @@ impl Engine {
             alarms.insert(Alarm::HeartbeatFailed);
         }
         alarms.extend(cell.issuer.probes().alarms());
+        alarms.extend(self.place_alarms(cell));
         if cell
             .remote
             .disabled()

@@ -14,10 +14,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use super::conditional::names;
 use super::problem::{Problem, ProblemType};
 use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
+use crate::keyring::discovery::discovery_document;
 use crate::telemetry::metrics::JwksCode;
 
-const JWK_SET: HeaderValue = HeaderValue::from_static("application/jwk-set+json");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const JWK_SET: HeaderValue = HeaderValue::from_static(RouteKind::Jwks.media_type());
+const JSON: HeaderValue = HeaderValue::from_static(RouteKind::Discovery.media_type());
 const ANYONE: HeaderValue = HeaderValue::from_static("*");
 
 /// The router of the public listener. Paths come from the configured issuers, so it matches them itself.
@@ -67,21 +68,14 @@ fn jwks(issuer: &IssuerCell, document: &JwksDocument, headers: &HeaderMap, head:
     finish(response, document.body.clone(), head)
 }
 
-/// OpenID Connect Discovery §4.2 and RFC 8414 §3.2, as little as a verifier needs, as Kubernetes does.
 fn discovery(issuer: &IssuerCell, document: &JwksDocument, head: bool) -> Response {
-    let body = serde_json::json!({
-        "issuer": issuer.url,
-        "jwks_uri": format!("{}/.well-known/jwks.json", issuer.url.trim_end_matches('/')),
-        "response_types_supported": ["id_token"],
-        "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": document.algs,
-    });
+    let body = discovery_document(&issuer.url, &document.algs);
     let mut response = Response::new(Body::empty());
     let fields = response.headers_mut();
     fields.insert(CONTENT_TYPE, JSON);
     fields.insert(CACHE_CONTROL, document.cache_control.clone());
     fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYONE);
-    finish(response, body.to_string().into(), head)
+    finish(response, body.into(), head)
 }
 
 fn finish(mut response: Response, body: bytes::Bytes, head: bool) -> Response {

@@ -44,6 +44,8 @@ pub enum Alarm {
     ProbeUnreachable,
     /// What is served elsewhere may be held longer than the declared caches.
     CachesExceeded,
+    /// A place where the issuer is published has been behind for long.
+    PublisherFailing,
     /// A backend disabled a key behind our back.
     KeyDisabled,
     /// Waiting keys have another algorithm, which an operator has not confirmed.
@@ -65,7 +67,7 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 23] = [
+    pub const ALL: [Alarm; 24] = [
         Alarm::Degraded,
         Alarm::Absent,
         Alarm::Drained,
@@ -80,6 +82,7 @@ impl Alarm {
         Alarm::PublicationMismatch,
         Alarm::ProbeUnreachable,
         Alarm::CachesExceeded,
+        Alarm::PublisherFailing,
         Alarm::KeyDisabled,
         Alarm::AlgorithmUnconfirmed,
         Alarm::BackendUnavailable,
@@ -115,6 +118,7 @@ impl Alarm {
             Alarm::PublicationMismatch => "publication_mismatch",
             Alarm::ProbeUnreachable => "probe_unreachable",
             Alarm::CachesExceeded => "caches_exceeded",
+            Alarm::PublisherFailing => "publisher_failing",
             Alarm::KeyDisabled => "key_disabled",
             Alarm::AlgorithmUnconfirmed => "algorithm_unconfirmed",
             Alarm::BackendUnavailable => "backend_unavailable",

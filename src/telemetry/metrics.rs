@@ -55,10 +55,16 @@ pub struct SigningMetrics {
     alg: usize,
 }
 
-/// What the public listener and the probes report of one issuer; clones share it.
+/// What the public listener, the probes and the publishers report of one issuer; clones share it.
 #[derive(Clone)]
 pub struct IssuerMetrics {
     issuer: Arc<IssuerSeries>,
+}
+
+/// What is reported of one of an issuer's publishers; clones share it.
+#[derive(Clone)]
+pub struct PublisherMetrics {
+    publisher: Arc<PublisherSeries>,
 }
 
 /// What is reported of requests to one backend; clones share it.
@@ -295,9 +301,30 @@ impl IssuerMetrics {
         self.issuer.requests[code.index()].fetch_add(1, Relaxed);
     }
 
-    /// `jwksd_publication_mismatch`: how many probes see another document than the one published.
+    /// `jwksd_publication_mismatch`: how many probes see another document than the one published, and how many publishers
+    /// found that somebody else changed it.
     pub fn set_publication_mismatch(&self, probes: u64) {
         self.issuer.publication_mismatch.store(probes, Relaxed);
+    }
+}
+
+impl IssuerMetrics {
+    /// Makes every series of one of the issuer's publishers appear.
+    pub fn publisher(&self, publisher: &Name) -> PublisherMetrics {
+        let mut publishers = write(&self.issuer.publishers);
+        PublisherMetrics { publisher: publishers.entry(publisher.clone()).or_default().clone() }
+    }
+}
+
+impl PublisherMetrics {
+    /// `jwksd_publisher_placed_timestamp_seconds`: when everything was last read back as it should be.
+    pub fn placed(&self, at: Timestamp) {
+        store_timestamp(&self.publisher.placed_millis, Some(at));
+    }
+
+    /// `jwksd_publisher_failures_total`
+    pub fn failed(&self) {
+        self.publisher.failures.fetch_add(1, Relaxed);
     }
 }
 
@@ -356,6 +383,13 @@ struct SigningLane {
 struct IssuerSeries {
     requests: [AtomicU64; JwksCode::COUNT],
     publication_mismatch: AtomicU64,
+    publishers: RwLock<BTreeMap<Name, Arc<PublisherSeries>>>,
+}
+
+#[derive(Default)]
+struct PublisherSeries {
+    placed_millis: AtomicU64,
+    failures: AtomicU64,
 }
 
 struct BackendSeries {
@@ -407,7 +441,7 @@ impl SigningLane {
 
 impl IssuerSeries {
     fn new() -> Self {
-        IssuerSeries { requests: zeros(), publication_mismatch: AtomicU64::new(0) }
+        IssuerSeries { requests: zeros(), publication_mismatch: AtomicU64::new(0), publishers: RwLock::default() }
     }
 }
 

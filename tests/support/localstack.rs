@@ -1,4 +1,5 @@
-//! LocalStack's KMS, which keeps key states and signs digests as the service does (moto does neither).
+//! LocalStack: its KMS keeps key states and signs digests as the service does (moto does neither), and its S3 honours
+//! `If-Match` and `If-None-Match`.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -19,7 +20,7 @@ pub const REGION: &str = "eu-central-1";
 /// How long it may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
 
-/// A running LocalStack: one for each test binary, killed with it.
+/// A running LocalStack: at most one of each service for each test binary, killed with it.
 pub struct LocalStack {
     endpoint: String,
     _port: ReservedPort,
@@ -35,13 +36,23 @@ pub struct Account {
 }
 
 impl LocalStack {
-    /// The one of this test binary, started by whoever asks first.
+    /// The KMS of this test binary, started by whoever asks first.
     pub async fn shared() -> &'static LocalStack {
         static SHARED: OnceCell<LocalStack> = OnceCell::const_new();
-        SHARED.get_or_init(LocalStack::start).await
+        SHARED.get_or_init(|| LocalStack::start("kms")).await
     }
 
-    async fn start() -> LocalStack {
+    /// The S3 of this test binary, started by whoever asks first.
+    pub async fn storage() -> &'static LocalStack {
+        static SHARED: OnceCell<LocalStack> = OnceCell::const_new();
+        SHARED.get_or_init(|| LocalStack::start("s3")).await
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    async fn start(service: &str) -> LocalStack {
         let port = ReservedPort::any();
         let endpoint = format!("http://127.0.0.1:{}", port.number());
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("localstack-{}", port.number()));
@@ -54,7 +65,7 @@ impl LocalStack {
         command.env("GATEWAY_LISTEN", format!("127.0.0.1:{}", port.number()));
         for (name, value) in [
             ("GATEWAY_SERVER", "hypercorn"),
-            ("SERVICES", "kms"),
+            ("SERVICES", service),
             ("DNS_ADDRESS", "0"),
             ("DISABLE_EVENTS", "1"),
             ("SKIP_SSL_CERT_DOWNLOAD", "1"),
@@ -67,7 +78,8 @@ impl LocalStack {
         keep(command);
         eventually(&format!("LocalStack ({})", log.display()), START, async || {
             let health = http_client().build().ok()?.get(format!("{endpoint}/_localstack/health")).send().await.ok()?;
-            health.text().await.ok()?.contains("\"kms\": \"").then_some(())
+            let health: serde_json::Value = health.json().await.ok()?;
+            matches!(health["services"][service].as_str(), Some("available" | "running")).then_some(())
         })
         .await;
         LocalStack { endpoint, _port: port }

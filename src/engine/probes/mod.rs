@@ -227,7 +227,7 @@ impl Engine {
                 Err(error) => not_sampled(issuer, index, &error),
             };
         }
-        issuer.metrics.set_publication_mismatch(issuer.probes().mismatches() as u64);
+        self.tell_mismatches(issuer);
         if news {
             let directory = self.directory();
             directory.keysets_of(issuer).for_each(|cell| cell.wake.notify_one());

@@ -204,10 +204,36 @@ fn issuers(page: &mut Page<'_>, series: &Series) -> fmt::Result {
         }
         Ok(())
     })?;
-    let help = "Probes that see another JWKS than the one published";
+    let help = "Probes that see another JWKS than the one published, and publishers that found it changed";
     page.gauge("jwksd_publication_mismatch", help, |family| {
         issuers.iter().try_for_each(|(name, issuer)| {
             family.integer(&[("issuer", name.as_str())], issuer.publication_mismatch.load(Relaxed))
+        })
+    })?;
+    publishers(page, &issuers)
+}
+
+fn publishers(page: &mut Page<'_>, issuers: &[(Name, Arc<IssuerSeries>)]) -> fmt::Result {
+    let mut publishers = Vec::new();
+    for (issuer, series) in issuers {
+        let of_issuer = read(&series.publishers);
+        publishers.extend(of_issuer.iter().map(|(name, publisher)| (issuer.clone(), name.clone(), publisher.clone())));
+    }
+    if publishers.is_empty() {
+        return Ok(());
+    }
+    let help = "When everything an issuer publishes was last read back from a publisher";
+    page.gauge("jwksd_publisher_placed_timestamp_seconds", help, |family| {
+        publishers.iter().try_for_each(|(issuer, name, publisher)| {
+            let labels = [("issuer", issuer.as_str()), ("publisher", name.as_str())];
+            family.seconds(&labels, seconds(&publisher.placed_millis))
+        })
+    })?;
+    let help = "Attempts to publish or read back that failed";
+    page.counter("jwksd_publisher_failures_total", help, |family| {
+        publishers.iter().try_for_each(|(issuer, name, publisher)| {
+            let labels = [("issuer", issuer.as_str()), ("publisher", name.as_str())];
+            family.integer(&labels, publisher.failures.load(Relaxed))
         })
     })
 }
