@@ -310,6 +310,22 @@ async fn an_older_copy_of_the_store_freezes_and_the_last_good_set_is_served() {
 }
 
 #[tokio::test]
+async fn a_replica_that_never_saw_more_heeds_those_that_did() {
+    let mut world = World::with(&[MANAGER]).await;
+    world.pass(Span::from_secs(20)).await;
+    let copy = world.common.hub.copy();
+    let rotate = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
+    world.replicas[0].command(rotate).await.unwrap();
+    world.common.hub.restore(&copy);
+    world.tick().await;
+    let newcomer = world.join(MANAGER).await;
+    world.tick().await;
+    let frozen = world.replicas[newcomer].frozen();
+    assert!(frozen.as_deref().is_some_and(|reason| reason.contains("older than generation")), "{frozen:?}");
+    assert_eq!(world.common.hub.copy_digests(), copy.digests(), "nothing was written over what was put back");
+}
+
+#[tokio::test]
 async fn two_histories_that_diverged_freeze_until_the_one_that_was_seen_is_back() {
     let world = World::with(&[MANAGER]).await;
     world.pass(Span::from_secs(20)).await;

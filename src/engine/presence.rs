@@ -87,7 +87,7 @@ impl Engine {
     }
 
     /// One report and one look at the others.
-    pub async fn attend_once(&self) -> Result<(), LedgerError> {
+    pub async fn attend_once(self: &Arc<Self>) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
         let mut others = match (ledger.shared(), self.presence.relay.get()) {
             (Some(shared), _) => {
@@ -104,7 +104,33 @@ impl Engine {
         for cell in &self.directory().order {
             self.note_laggards(cell, &others);
         }
+        self.heed(&others).await?;
         *self.presence.others.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(others);
+        Ok(())
+    }
+
+    /// A store that holds less than a replica saw went backwards, also for a process that never saw more.
+    async fn heed(self: &Arc<Self>, others: &[Replica]) -> Result<(), LedgerError> {
+        let saw_more = |cell: &KeysetCell| {
+            let shown = cell.snapshot.load().keyring.generation;
+            let generations = others.iter().filter_map(|other| other.report.generations.get(&cell.name).copied());
+            generations.max().filter(|seen| *seen > shown)
+        };
+        let directory = self.directory();
+        if !directory.order.iter().any(|cell| cell.snapshot.load().frozen.is_none() && saw_more(cell).is_some()) {
+            return Ok(());
+        }
+        // Mostly they were only faster.
+        self.look_at_store(Span::ZERO).await?;
+        for cell in &directory.order {
+            let Some(seen) = saw_more(cell) else { continue };
+            let _writer = cell.writer.lock().await;
+            let generation = cell.snapshot.load().keyring.generation;
+            if generation < seen && cell.snapshot.load().frozen.is_none() {
+                let location = self.ledger()?.locate(&cell.name);
+                self.distrust(cell, &LedgerError::OlderThanSeen { location, generation, seen });
+            }
+        }
         Ok(())
     }
 
