@@ -105,6 +105,27 @@ impl Engine {
         Sight { can_sign, outlook, alarms, now, snapshot }
     }
 
+    /// Why what this replica publishes may be too old for verifiers, or is missing; empty when it is to be asked
+    /// (DESIGN §3.8).
+    pub fn missing_to_publish(&self) -> Vec<String> {
+        let (directory, boot) = (self.directory(), self.clock.boot());
+        let mut missing = Vec::new();
+        for cell in &directory.order {
+            if cell.is_stale(cell.snapshot.load().keyring.policy.publishing_limit(), boot) {
+                let name = &cell.name;
+                missing
+                    .push(format!("keyset {name} was not confirmed by the store for longer than propagation allows"));
+            }
+        }
+        for issuer in &directory.issuers {
+            let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
+            if wanted && issuer.served().is_none() {
+                missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
+            }
+        }
+        missing
+    }
+
     /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.
     pub fn refresh_all_metrics(&self) {
         self.metrics.set_clock_frozen(self.clock.read().frozen || self.following.clock_differs());

@@ -50,23 +50,7 @@ async fn alive(State(state): State<OpsState>) -> Response {
 /// Whether this process can publish; does not depend on any backend.
 async fn ready_to_publish(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
-    let directory = state.engine.directory();
-    let boot = state.engine.clock.boot();
-    for cell in &directory.order {
-        let rotation = &cell.snapshot.load().keyring.policy;
-        if cell.is_stale(rotation.publishing_limit(), boot) {
-            missing.push(format!(
-                "keyset {} was not confirmed by the store for longer than propagation allows",
-                cell.name
-            ));
-        }
-    }
-    for issuer in &directory.issuers {
-        let wanted = directory.keysets_of(issuer).any(|cell| !cell.snapshot.load().keyring.drained);
-        if wanted && issuer.served().is_none() {
-            missing.push(format!("issuer {} has no published key", issuer.policy.load().name));
-        }
-    }
+    missing.extend(state.engine.missing_to_publish());
     state.answer("publish", missing)
 }
 

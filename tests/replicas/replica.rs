@@ -16,8 +16,10 @@ use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::Span;
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
+use jwksd::store::Store;
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
+use jwksd::store::shared::SharedStore;
 use jwksd::store::split::Split;
 use jwksd::telemetry::metrics::Metrics;
 
@@ -59,8 +61,22 @@ impl Common {
         link: Arc<Link>,
         own: Arc<MemoryStore>,
     ) -> Replica {
+        let declared: Vec<Declared> = policies.iter().map(|(keyset, policy)| declare(keyset, policy.clone())).collect();
+        let engine = self.boot(role, clock, &declared, link.clone(), own).await.unwrap();
+        Replica { engine, link, clock: clock.clone() }
+    }
+
+    /// An engine over `shared` and `own`, up to open listeners; or why it does not start.
+    pub async fn boot(
+        &self,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        declared: &[Declared],
+        shared: Arc<dyn SharedStore>,
+        own: Arc<dyn Store>,
+    ) -> Result<Arc<Engine>, String> {
         let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
-        let store = Arc::new(Split::new(link.clone(), own));
+        let store = Arc::new(Split::new(shared, own));
         let ledger = match role {
             ReplicaRole::Signer => Ledger::open(store, std::slice::from_ref(&self.seal)).await,
             _ => {
@@ -69,22 +85,19 @@ impl Common {
                 Ledger::initialise(store, SealEvidence::Unknown, make, trusted.now()).await
             }
         };
-        let ledger = Arc::new(ledger.unwrap());
+        let ledger = Arc::new(ledger.map_err(|error| error.to_string())?);
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
         let settings =
             Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
         let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
-        let declared: Vec<Declared> = match role {
-            ReplicaRole::Signer => Vec::new(),
-            _ => policies.iter().map(|(keyset, policy)| declare(keyset, policy.clone())).collect(),
-        };
-        engine.configure(&declared).await.unwrap();
+        let declared = if role == ReplicaRole::Signer { &[] } else { declared };
+        engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
         let _ = engine.look_at_store(Span::ZERO).await;
         engine.resume().await;
         engine.reconcile_all().await;
-        engine.confirm_created().await.unwrap();
+        engine.confirm_created().await.map_err(|error| error.to_string())?;
         engine.opened().await;
-        Replica { engine, link, clock: clock.clone() }
+        Ok(engine)
     }
 }
 
