@@ -166,7 +166,7 @@ impl SharedStore for Common {
         Ok(Vec::new())
     }
 
-    async fn forget(&self, _replica: &str) -> Result<(), StoreError> {
+    async fn forget(&self, _replicas: &[&str]) -> Result<(), StoreError> {
         Ok(())
     }
 }

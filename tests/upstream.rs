@@ -466,15 +466,14 @@ async fn refusals_are_problems_that_say_what_is_wrong() {
         (Method::GET, "/v1/records", &[("host", "rebound.example.com")], None, 403, "host-not-allowed"),
         (Method::GET, "/v1/records?keysets=UPPER", none, None, 400, "malformed-request"),
         (Method::GET, "/v1/records?keysets=", none, None, 400, "malformed-request"),
-        (Method::GET, "/v1/records?other=x", none, None, 400, "malformed-request"),
+        (Method::GET, "/v1/records?keysets=default&keysets=second", none, None, 400, "malformed-request"),
         (Method::GET, "/v1/records/keyrings/other", none, None, 404, "unknown-record"),
         (Method::GET, "/v1/records/keyrings/_seen", none, None, 400, "malformed-request"),
         (Method::GET, "/v1/records/alive", none, None, 404, "not-found"),
         (Method::POST, "/v1/records", none, None, 405, "method-not-allowed"),
         (Method::PUT, "/v1/replicas/a", none, with("role", json!("manager")), 422, "value-not-allowed"),
         (Method::PUT, "/v1/replicas/a", none, with("version", json!("")), 422, "value-not-allowed"),
-        (Method::PUT, "/v1/replicas/a", none, with("other", json!(1)), 400, "malformed-request"),
-        (Method::PUT, "/v1/replicas/a", none, with("generations", json!({ "UPPER": 1 })), 400, "malformed-request"),
+        (Method::PUT, "/v1/replicas/a", none, with("publishes", json!("yes")), 400, "malformed-request"),
         (Method::PUT, "/v1/replicas/a", none, with("generations", json!(many)), 413, "body-too-large"),
         (Method::PUT, "/v1/replicas/a", none, None, 415, "unsupported-media-type"),
         (Method::PUT, long.as_str(), none, Some(report.clone()), 400, "malformed-request"),
@@ -483,6 +482,22 @@ async fn refusals_are_problems_that_say_what_is_wrong() {
         let answer = request(&manager, method, path, headers, body).await;
         assert_eq!(slug(answer).await, (status, problem.to_owned()), "{shown}");
     }
+}
+
+#[tokio::test]
+async fn what_a_signer_of_a_newer_release_adds_is_passed_over() {
+    let manager = Manager::start().await;
+    let report = json!({
+        "role": "signer", "version": "9.0.0", "publishes": true, "zone": { "of": "a newer release" },
+        "generations": { "default": 7, "A name of a newer release": 1 },
+    });
+    let answer = request(&manager, Method::PUT, "/v1/replicas/a", &[], Some(report)).await;
+    assert_eq!(answer.status(), 204);
+    let known = manager.relay.reported(Span::MINUTE);
+    assert_eq!(known.len(), 1);
+    assert_eq!(known[0].report.generations, BTreeMap::from([(name("default"), 7)]));
+    let answer = request(&manager, Method::GET, "/v1/records?keysets=default&zone=x", &[("x-zone", "x")], None).await;
+    assert_eq!(answer.status(), 200);
 }
 
 fn report(replica: &str, generation: u64) -> Report {
@@ -505,7 +520,7 @@ async fn reports_stay_with_a_manager_whose_store_is_its_own() {
     signer.report(&[report("one", 5)]).await.unwrap();
     let reported: Vec<Report> = manager.relay.reported(Span::MINUTE).into_iter().map(|known| known.report).collect();
     assert_eq!(reported, [report(hosted, 4), report("one", 5)]);
-    signer.forget(hosted).await.unwrap();
+    signer.forget(&[hosted]).await.unwrap();
     assert_eq!(manager.relay.reported(Span::MINUTE).len(), 1);
     assert_eq!(signer.replicas(Span::MINUTE).await.unwrap(), [], "managers do not tell");
     // A report of as many keysets as a daemon may have.
@@ -529,12 +544,12 @@ async fn reports_are_passed_on_to_a_shared_store() {
     eventually("both are known", async || reports(&hub).await == [report("one", 1), report("two", 1)]).await;
     link.set_cut(true);
     signer.report(&[report("one", 2)]).await.unwrap();
-    signer.forget("two").await.unwrap();
+    signer.forget(&["two"]).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(reports(&hub).await.len(), 2);
     link.set_cut(false);
     eventually("what could not be passed on is", async || reports(&hub).await == [report("one", 2)]).await;
-    signer.forget("one").await.unwrap();
+    signer.forget(&["one"]).await.unwrap();
     stop.cancel();
     timeout(PATIENCE, passing).await.unwrap().unwrap();
     assert_eq!(reports(&hub).await, [], "what came last is passed on before the end");

@@ -81,7 +81,7 @@ impl Engine {
     pub async fn take_leave(&self) {
         let Ok(ledger) = self.ledger() else { return };
         let Some(shared) = ledger.shared().filter(|_| !self.publishes()) else { return };
-        if let Err(error) = shared.forget(&self.replica).await {
+        if let Err(error) = shared.forget(&[&self.replica]).await {
             tracing::debug!(error = %chain(&error), "the store could not be told that this replica stops");
         }
     }

@@ -70,7 +70,7 @@ async fn authenticate(State(state): State<ReplicationState>, request: Request, n
 }
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[into_params(parameter_in = Query)]
 pub struct IndexQuery {
     /// Names of keysets with commas between them: the index is of these and the installation.
@@ -93,7 +93,7 @@ pub(super) async fn index(
     query: Result<Query<IndexQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = query.map_err(|_| malformed("The only parameter is `keysets`, given once."))?;
+    let query = query.map_err(|_| malformed("The parameter `keysets` may be given once."))?;
     let keysets = query.keysets.as_deref().map(parse_names).transpose()?;
     let wait = preferred_wait(&headers);
     let begun = Instant::now();

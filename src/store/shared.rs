@@ -22,8 +22,8 @@ pub trait SharedStore: Store {
     /// The replicas that reported within `longest`, in order of name.
     async fn replicas(&self, longest: Span) -> Result<Vec<Replica>, StoreError>;
 
-    /// A replica stops in good order: nobody waits for it any more.
-    async fn forget(&self, replica: &str) -> Result<(), StoreError>;
+    /// These replicas stop in good order: nobody waits for them any more.
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError>;
 }
 
 /// Tells one state of a store from any other, a restored older copy included. Opaque.

@@ -97,7 +97,7 @@ impl SharedStore for Split {
         self.shared.replicas(longest).await
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
-        self.shared.forget(replica).await
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
+        self.shared.forget(replicas).await
     }
 }

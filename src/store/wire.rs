@@ -1,8 +1,11 @@
 //! What managers and signers say to each other over HTTP: shapes, header fields and limits, for both ends.
+//!
+//! The two may be of neighbouring releases while a fleet is upgraded. So a release only adds: members, parameters and header
+//! fields that the other end may pass over, and that this one does without.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Document;
 use super::shared::Report;
@@ -64,9 +67,9 @@ pub struct Disputed {
     pub stored: Option<String>,
 }
 
-/// What a signer says of itself.
+/// What a signer says of itself. What a newer one adds is passed over: a manager that refused it would wait for none of
+/// the signers that were upgraded first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct ReportBody {
     /// `signer`.
     pub role: String,
@@ -75,6 +78,7 @@ pub struct ReportBody {
     /// Its public listener is open.
     pub publishes: bool,
     /// Of each keyring that it shows.
+    #[serde(deserialize_with = "by_known_name")]
     #[schema(value_type = BTreeMap<String, u64>)]
     pub generations: BTreeMap<Name, u64>,
     /// By URL of each issuer that it publishes: since when without a long silence.
@@ -93,6 +97,12 @@ impl ReportBody {
         let ReportBody { role, version, publishes, generations, resumed } = self;
         Report { replica, role, version, publishes, generations, resumed }
     }
+}
+
+/// A keyset that a newer release may name so is none of ours.
+fn by_known_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Name, u64>, D::Error> {
+    let told = BTreeMap::<String, u64>::deserialize(deserializer)?;
+    Ok(told.into_iter().filter_map(|(keyset, generation)| Some((Name::parse(&keyset).ok()?, generation))).collect())
 }
 
 /// The path of a document below [`RECORDS`]; `None` for what is not served.

@@ -197,9 +197,9 @@ impl SharedStore for Link {
         Ok(known.filter(|replica| replica.age <= longest).collect())
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
         self.check("forget", "replicas")?;
-        self.hub.content.lock().unwrap().reports.remove(replica);
+        self.hub.content.lock().unwrap().reports.retain(|replica, _| !replicas.contains(&replica.as_str()));
         Ok(())
     }
 }

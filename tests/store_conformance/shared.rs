@@ -260,9 +260,9 @@ async fn replicas_that_fell_silent_age_and_are_left_out(subject: SharedSubject) 
 
 async fn a_replica_that_is_forgotten_is_gone(subject: SharedSubject) {
     let store = subject.store;
-    store.report(&[report("a"), report("b")]).await.unwrap();
-    store.forget("a").await.unwrap();
-    store.forget("a").await.unwrap();
+    store.report(&[report("a"), report("b"), report("c")]).await.unwrap();
+    store.forget(&["a", "c"]).await.unwrap();
+    store.forget(&["a"]).await.unwrap();
     let replicas = (subject.another)().replicas(Span::HOUR).await.unwrap();
     assert_eq!(replicas.len(), 1);
     assert_eq!(replicas[0].report, report("b"));

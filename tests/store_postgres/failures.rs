@@ -42,7 +42,7 @@ async fn every_call(store: &PostgresStore) -> Vec<(&'static str, Duration, Resul
     call!("waiting heads", store.heads(Some(&known), Duration::from_millis(1)));
     call!("report", store.report(&[report("r")]));
     call!("replicas", store.replicas(Span::HOUR));
-    call!("forget", store.forget("r"));
+    call!("forget", store.forget(&["r"]));
     done
 }
 

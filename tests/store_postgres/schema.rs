@@ -126,7 +126,7 @@ async fn a_signer_reads_and_tells_of_itself_and_no_more() {
     assert_eq!(signer.keysets().await.unwrap().len(), 1);
     signer.report(&[report("s")]).await.unwrap();
     assert_eq!(signer.replicas(Span::HOUR).await.unwrap().len(), 1);
-    signer.forget("s").await.unwrap();
+    signer.forget(&["s"]).await.unwrap();
     let document = keyring("a");
     let writing = manager.replace(&document, Some(Digest::of(b"x")), b"y");
     let (heads, written) = tokio::join!(signer.heads(Some(&known.revision), Duration::from_secs(60)), writing);

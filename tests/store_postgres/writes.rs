@@ -89,7 +89,7 @@ async fn a_write_that_no_synchronous_standby_confirms_has_no_known_outcome() {
     assert!(message.contains("committed it with a warning"), "{message}");
     // Presence waits for nobody.
     store.report(&[report("r")]).await.unwrap();
-    store.forget("r").await.unwrap();
+    store.forget(&["r"]).await.unwrap();
 }
 
 #[tokio::test]

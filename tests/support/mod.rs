@@ -43,10 +43,21 @@ pub struct DaemonBuilder {
     tables: String,
     /// What stands in `[seal]` and below.
     seal: String,
-    /// What stands in `[store]`, for a signer of somebody else's records, who has no admin listener.
-    signer_store: Option<String>,
+    role: Role,
+    /// What stands in `[store]`, where it is not a folder of the daemon's own.
+    store: Option<String>,
+    /// Another build's than this one's.
+    binary: Option<PathBuf>,
     signer: Signer,
     environment: Vec<(String, String)>,
+}
+
+/// Which listeners it has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    All,
+    Manager,
+    Signer,
 }
 
 /// Where applications reach the daemon, and how it knows them.
@@ -99,7 +110,9 @@ impl Daemon {
         DaemonBuilder {
             tables: String::new(),
             seal,
-            signer_store: None,
+            role: Role::All,
+            store: None,
+            binary: None,
             signer: Signer::Loopback,
             environment: Vec::new(),
         }
@@ -235,7 +248,7 @@ impl Daemon {
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "the daemon runs already");
         std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
+        let mut command = Command::new(self.builder.binary());
         command.args(["serve", "--config", "jwksd.toml"]).current_dir(self.folder.path());
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).env("RUST_BACKTRACE", "1");
         command.envs(self.builder.environment.iter().map(|(name, value)| (name, value)));
@@ -275,6 +288,11 @@ impl Daemon {
         self.builder.tables = toml.to_owned();
     }
 
+    /// Has the next start run another build, or with `None` this one.
+    pub fn set_binary(&mut self, path: Option<&Path>) {
+        self.builder.binary = path.map(Path::to_owned);
+    }
+
     /// Replaces what stands in `[seal]` at the next start.
     pub fn set_seal(&mut self, toml: &str) {
         self.builder.seal = toml.to_owned();
@@ -283,11 +301,22 @@ impl Daemon {
     /// Runs the binary with another command beside the daemon, in its folder, with its configuration and environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jwksd"));
+        let mut command = Command::new(self.builder.binary());
         command.args(["--config", "jwksd.toml"]).args(arguments).current_dir(self.folder.path());
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command.envs(self.builder.environment.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// Has the owner of the database run `jwksd init`, which also makes what the daemon needs in its folder. Its own URL is in
+    /// `JWKSD_DATABASE_URL` from then on.
+    pub async fn init(&mut self, roles: &postgres::Roles) {
+        self.set_env("JWKSD_DATABASE_URL", Some(&roles.owner));
+        let mut init = self.command(&["init"]);
+        let output = tokio::task::spawn_blocking(move || init.output().expect("the binary starts"));
+        let output = output.await.expect("it does not panic");
+        assert!(output.status.success(), "jwksd init: {}", String::from_utf8_lossy(&output.stderr));
+        self.set_env("JWKSD_DATABASE_URL", Some(&roles.manager));
     }
 
     /// Sets, or with `None` removes, a variable in the environment of the next start.
@@ -346,14 +375,34 @@ impl DaemonBuilder {
     }
 
     /// Makes it a process of the role `signer`; `toml` stands in its `[store]`.
-    pub fn signer_of(mut self, toml: &str) -> Self {
-        self.signer_store = Some(toml.to_owned());
+    pub fn signer_of(self, toml: &str) -> Self {
+        self.with_store(Role::Signer, toml)
+    }
+
+    /// Makes it a process of the role `manager`; `toml` stands in its `[store]`.
+    pub fn manager_of(self, toml: &str) -> Self {
+        self.with_store(Role::Manager, toml)
+    }
+
+    /// Leaves it the role `all`; `toml` stands in its `[store]`.
+    pub fn replica_of(self, toml: &str) -> Self {
+        self.with_store(Role::All, toml)
+    }
+
+    fn with_store(mut self, role: Role, toml: &str) -> Self {
+        self.role = role;
+        self.store = Some(toml.to_owned());
         self
     }
 
+    fn binary(&self) -> &Path {
+        self.binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_jwksd")))
+    }
+
     fn listeners(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let admin = self.signer_store.is_none().then_some("admin");
-        ["public", "signer"].into_iter().chain(admin).chain(["ops"])
+        let signer = (self.role != Role::Manager).then_some("signer");
+        let admin = (self.role != Role::Signer).then_some("admin");
+        ["public"].into_iter().chain(signer).chain(admin).chain(["ops"])
     }
 
     /// Applications come over a Unix socket instead of loopback TCP.
@@ -398,7 +447,11 @@ impl DaemonBuilder {
     }
 
     fn config(&self, listen: &BTreeMap<&str, String>) -> String {
-        let mut toml = self.signer_store.iter().map(|_| "role = \"signer\"\n\n").collect::<String>();
+        let mut toml = match self.role {
+            Role::All => String::new(),
+            Role::Manager => "role = \"manager\"\n\n".to_owned(),
+            Role::Signer => "role = \"signer\"\n\n".to_owned(),
+        };
         for (listener, address) in listen {
             let _ = writeln!(toml, "[{listener}]\nlisten = \"{address}\"\n");
         }
@@ -406,10 +459,11 @@ impl DaemonBuilder {
             let _ = writeln!(toml, "[signer.client.app]\ntoken_file = \"client.token\"\n");
         }
         toml.push_str("[log]\nformat = \"json\"\n\n");
-        let store = self.signer_store.as_ref().map(|store| format!("[store]\n{store}\n\n"));
-        let own = "[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n\
-             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n";
-        toml.push_str(store.as_deref().unwrap_or(own));
+        if self.role != Role::Signer {
+            toml.push_str("[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n");
+        }
+        let own = "kind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"";
+        let _ = writeln!(toml, "[store]\n{}\n", self.store.as_deref().unwrap_or(own));
         let _ = writeln!(toml, "[seal]\n{}\n", self.seal);
         toml + &self.tables
     }

@@ -310,8 +310,8 @@ impl SharedStore for PostgresStore {
         self.within("read the replicas in", || self.whole(), presence::replicas(&self.pool, longest)).await
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
-        self.within("forget this replica in", || self.whole(), presence::forget(&self.pool, replica)).await
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
+        self.within("forget replicas in", || self.whole(), presence::forget(&self.pool, replicas)).await
     }
 }
 

@@ -36,7 +36,7 @@ const REPLICAS: &str = "SELECT replica, role, version, publishes, generations::t
      WHERE reported_at >= clock_timestamp() - $1::bigint * interval '1 millisecond' \
      ORDER BY reported_at DESC, replica LIMIT $2";
 
-const FORGET: &str = "DELETE FROM {schema}.replicas WHERE replica = $1";
+const FORGET: &str = "DELETE FROM {schema}.replicas WHERE replica = ANY($1)";
 
 pub(super) async fn report(pool: &Pool, replicas: &[Report]) -> Result<(), Failure> {
     // By name, since one statement cannot change a row twice.
@@ -97,9 +97,9 @@ fn replica(row: &tokio_postgres::Row) -> Result<Replica, Failure> {
     Ok(Replica { report, age })
 }
 
-pub(super) async fn forget(pool: &Pool, replica: &str) -> Result<(), Failure> {
+pub(super) async fn forget(pool: &Pool, replicas: &[&str]) -> Result<(), Failure> {
     let lent = pool.lend().await?;
-    lent.client.execute_typed(&pool.sql(FORGET), &[(&replica, Type::TEXT)]).await?;
+    lent.client.execute_typed(&pool.sql(FORGET), &[(&replicas, Type::TEXT_ARRAY)]).await?;
     lent.give_back();
     Ok(())
 }

@@ -212,8 +212,8 @@ impl SharedStore for Relay {
         self.upstream()?.replicas(longest).await
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
-        self.upstream()?.forget(replica).await
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
+        self.upstream()?.forget(replicas).await
     }
 }
 

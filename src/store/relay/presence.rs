@@ -119,12 +119,12 @@ impl Presence {
             self.state().put_back(taken, left);
             return Err(error);
         }
-        let mut left = left.into_iter();
-        while let Some(replica) = left.next() {
-            if let Err(error) = shared.forget(&replica).await {
-                self.state().put_back(Vec::new(), std::iter::once(replica).chain(left).collect());
-                return Err(error);
-            }
+        let leaving: Vec<&str> = left.iter().map(String::as_str).collect();
+        if !leaving.is_empty()
+            && let Err(error) = shared.forget(&leaving).await
+        {
+            self.state().put_back(Vec::new(), left);
+            return Err(error);
         }
         Ok(())
     }

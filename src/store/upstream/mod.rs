@@ -255,9 +255,12 @@ impl SharedStore for UpstreamStore {
         Ok(Vec::new())
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
-        let told = self.line.ask_each(|manager| self.tell(manager, Method::DELETE, replica, None));
-        told.await.map_err(|fault| self.unavailable("sign off", format!("the replica {replica}"), fault))
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
+        for replica in replicas {
+            let told = self.line.ask_each(|manager| self.tell(manager, Method::DELETE, replica, None));
+            told.await.map_err(|fault| self.unavailable("sign off", format!("the replica {replica}"), fault))?;
+        }
+        Ok(())
     }
 }
 
