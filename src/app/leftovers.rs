@@ -19,7 +19,7 @@ pub(super) async fn clean_up(engine: Arc<Engine>, backend: Arc<AwsKmsBackend>, s
     let interval = Span::from_millis(backend.cleanup_after().as_millis() / 4);
     let interval = interval.min(LONGEST_INTERVAL).max(SHORTEST_INTERVAL).to_std();
     loop {
-        if uses_aws_kms(&engine) && !engine.is_sealed() {
+        if uses_aws_kms(&engine) && !engine.is_sealed() && !engine.is_reader() {
             tokio::select! {
                 () = once(&engine, &backend) => {}
                 () = stop.cancelled() => return,

@@ -79,8 +79,16 @@ pub(super) async fn open(
     let mut failures: u32 = 0;
     loop {
         let opened = async {
-            raw.prepare(config).await?;
-            open_records(config, store.clone(), clock.now()).await
+            // Copies stand in for a database that is away; its tables wait for the next start then.
+            let prepared = raw.prepare(config).await;
+            let opened = open_records(config, store.clone(), clock.now()).await?;
+            match prepared {
+                Err(error) if waits(config, &error) => {
+                    tracing::warn!(error = %crate::engine::chain(&error), "the tables could not be looked after");
+                    Ok(opened)
+                }
+                prepared => prepared.map(|()| opened),
+            }
         };
         let error = match opened.await {
             Err(error) if raw.is_shared() && waits(config, &error) => error,

@@ -36,7 +36,12 @@ pub fn restart_first(old: &Config, new: &Config) -> Vec<String> {
     let (from, to) = (&old.store.kind, &new.store.kind);
     let store =
         (from.is_shared() != to.is_shared()).then(|| format!("store.kind: {} → {}", from.as_str(), to.as_str()));
-    let changes = role.into_iter().chain(store);
+    let replicates = |config: &Config| config.replication.is_some() && !config.store.kind.is_shared();
+    let replication = (replicates(old) != replicates(new)).then(|| {
+        let word = |config: &Config| if replicates(config) { "on" } else { "off" };
+        format!("replication: {} → {}", word(old), word(new))
+    });
+    let changes = role.into_iter().chain(store).chain(replication);
     changes.map(|change| format!("{change} needs a restart, before which nothing of the change is taken")).collect()
 }
 

@@ -36,6 +36,12 @@ pub struct KeysetCell {
     /// Boot time at which the store was last known to hold what is shown, in milliseconds; `i64::MAX` where this process
     /// alone writes it.
     pub(super) confirmed: AtomicI64,
+    /// The same, whether or not the store's clock agrees with ours.
+    pub(super) read: AtomicI64,
+    /// The last look could not read the keyring.
+    pub(super) behind: AtomicBool,
+    /// Another replica moved the keyset to another issuer: this cell ends.
+    pub(super) moved: AtomicBool,
     /// The last write was this process's: it goes on, and other replicas let it.
     pub(super) leads: AtomicBool,
     /// Boot time until which this process lets others take the next step, in milliseconds; 0: it has not begun to wait.
@@ -58,9 +64,10 @@ pub(super) struct Laggards {
 }
 
 impl KeysetCell {
-    /// Boot time since when the store was not asked, or did not agree; `None` where nobody else writes it.
-    pub fn confirmed_at(&self) -> Option<Span> {
-        Some(self.confirmed.load(Ordering::Relaxed)).filter(|at| *at != i64::MAX).map(Span::from_millis)
+    /// Boot time at which the store last confirmed the keyring, in milliseconds, negative before the boot; `None` where
+    /// nobody else writes it, `i64::MIN` if it never has.
+    pub fn confirmed_at(&self) -> Option<i64> {
+        Some(self.confirmed.load(Ordering::Relaxed)).filter(|at| *at != i64::MAX)
     }
 
     /// Whether the keyring was not confirmed for longer than its policy allows signers (S).
@@ -69,8 +76,20 @@ impl KeysetCell {
         confirmed != i64::MAX && boot.as_millis().saturating_sub(confirmed) > limit.as_millis()
     }
 
-    pub(super) fn confirm(&self, at: Span) {
-        self.confirmed.fetch_max(at.as_millis(), Ordering::Relaxed);
+    /// Whether what is shown was not read from the store for longer than `limit`, whatever that store's clock says.
+    pub fn is_unread(&self, limit: Span, boot: Span) -> bool {
+        let read = self.read.load(Ordering::Relaxed);
+        read != i64::MAX && boot.as_millis().saturating_sub(read) > limit.as_millis()
+    }
+
+    /// In boot time, in milliseconds.
+    pub(super) fn confirm(&self, at: i64) {
+        self.confirmed.fetch_max(at, Ordering::Relaxed);
+        self.note_read(at);
+    }
+
+    pub(super) fn note_read(&self, at: i64) {
+        self.read.fetch_max(at, Ordering::Relaxed);
     }
 
     /// Whether another replica has adopted another policy than this process's since that was configured.

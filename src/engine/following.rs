@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -41,11 +41,25 @@ pub(super) struct Following {
     clock_differs: AtomicBool,
     /// The last look failed.
     failing: AtomicBool,
+    /// Boot time of the last look that read everything, in milliseconds; 0: none yet.
+    read: AtomicI64,
+    /// The same of the last one that also confirmed it.
+    confirmed: AtomicI64,
 }
 
 impl Following {
     pub(super) fn clock_differs(&self) -> bool {
         self.clock_differs.load(Ordering::Relaxed)
+    }
+
+    /// Boot time at which everything was last read, in milliseconds.
+    pub(super) fn read(&self) -> i64 {
+        Some(self.read.load(Ordering::Relaxed)).filter(|at| *at != 0).unwrap_or(i64::MIN)
+    }
+
+    /// Boot time at which everything was last confirmed, in milliseconds.
+    pub(super) fn confirmed(&self) -> i64 {
+        Some(self.confirmed.load(Ordering::Relaxed)).filter(|at| *at != 0).unwrap_or(i64::MIN)
     }
 
     pub(super) fn fails(&self) -> bool {
@@ -68,6 +82,13 @@ impl Engine {
                     tracing::info!(failures, "the store answers again");
                 }
                 failures = 0;
+                if self.is_anything_frozen() {
+                    // What could not be trusted may be put right without another change.
+                    tokio::select! {
+                        () = self.clock.clock().sleep(super::presence::jittered(RETRY_MAX)) => {}
+                        () = cancel.cancelled() => return,
+                    }
+                }
                 continue;
             };
             if failures == 0 {
@@ -89,16 +110,24 @@ impl Engine {
         let mut known = self.following.known.lock().await;
         let (heads, asked, agrees) = self.ask(shared, known.as_ref(), wait).await?;
         self.note_clock(agrees, heads.store_time);
-        if let Some(documents) = &heads.documents {
-            // Whatever fails now is looked at again.
-            *known = None;
-            self.take_up(documents).await?;
+        let taken = match &heads.documents {
+            Some(documents) => {
+                // Whatever fails now, or cannot be trusted, is looked at again.
+                *known = None;
+                self.take_up(documents).await
+            }
+            None => Ok(()),
+        };
+        let at = asked.boot.as_millis().saturating_sub(heads.age.as_millis());
+        self.confirm_all(at, agrees);
+        if taken.is_ok() && !self.is_anything_frozen() {
             *known = Some(heads.revision);
+            self.following.read.fetch_max(at, Ordering::Relaxed);
+            if agrees {
+                self.following.confirmed.fetch_max(at, Ordering::Relaxed);
+            }
         }
-        if agrees {
-            self.confirm_all(asked.boot.saturating_sub(heads.age));
-        }
-        Ok(())
+        taken
     }
 
     /// What the store holds, when that was asked for, and whether its clock agrees with ours.
@@ -159,17 +188,32 @@ impl Engine {
             _ => None,
         });
         let mut rebuild = stored.into_iter().any(|name| !directory.keysets.contains_key(name));
+        let mut failed = None;
+        // One that cannot be read keeps no other from a revocation.
         for cell in &directory.order {
             let head = documents.get(&Document::Keyring(cell.name.clone())).copied();
-            rebuild |= self.catch_up(cell, head).await?;
+            let caught_up = self.catch_up(cell, head).await;
+            cell.behind.store(caught_up.is_err(), Ordering::Relaxed);
+            match caught_up {
+                Ok(changed) => rebuild |= changed,
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         if rebuild {
-            self.rebuild().await;
+            self.rebuild().await?;
+            for cell in &self.directory().order {
+                self.catch_up(cell, documents.get(&Document::Keyring(cell.name.clone())).copied()).await?;
+            }
         }
         self.settle_tolerance();
+        self.completeness_changed();
         self.settle_completeness().await;
         self.presence.changed();
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn is_anything_frozen(&self) -> bool {
+        self.directory().order.iter().any(|cell| cell.snapshot.load().is_frozen_by_store())
     }
 
     /// A process that reads the policies takes σ from them; others take it from their configuration.
@@ -202,7 +246,8 @@ impl Engine {
     }
 
     fn is_everything_frozen(&self) -> bool {
-        self.directory().order.iter().all(|cell| cell.snapshot.load().frozen.is_some())
+        let directory = self.directory();
+        !directory.order.is_empty() && directory.order.iter().all(|cell| cell.snapshot.load().is_frozen_by_store())
     }
 
     /// Brings a keyset to the record with the digest `head`, or a newer one. Whether paths or issuers have changed.
@@ -210,12 +255,14 @@ impl Engine {
         let mut writer = cell.writer.lock().await;
         let snapshot = cell.snapshot.load_full();
         let current = writer.stored.as_ref().map(|stored| stored.digest);
-        if head == current && snapshot.frozen.is_none() && writer.unsettled.is_none() {
+        if head == current && !snapshot.is_frozen_by_store() && writer.unsettled.is_none() {
             return Ok(false);
         }
         self.load_again(cell, &mut writer).await?;
         let (before, next) = (&snapshot.keyring, cell.snapshot.load_full().keyring.clone());
-        Ok(before.policy.issuer != next.policy.issuer || before.drained != next.drained)
+        Ok(cell.moved.load(Ordering::Relaxed)
+            || before.policy.issuer != next.policy.issuer
+            || before.drained != next.drained)
     }
 
     /// Takes up the stored keyring, whoever wrote it. One that cannot be trusted freezes the keyset until the store holds
@@ -256,13 +303,17 @@ impl Engine {
         let same = writer.stored.as_ref().is_some_and(|stored| stored.digest == loaded.digest);
         writer.unsettled = None;
         cell.uncertain.store(false, Ordering::Release);
-        if before.frozen.is_some() {
+        if loaded.keyring.policy.issuer.url != cell.issuer.url {
+            // Another issuer's keys have no place in this one's documents: the keyset begins anew beside them.
+            cell.moved.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        if before.is_frozen_by_store() {
             tracing::warn!(keyset = %cell.name, generation = loaded.keyring.generation, "the stored record can be trusted again");
             let mut thawed = (*before).clone();
-            thawed.frozen = None;
+            (thawed.frozen, thawed.unauthenticated, thawed.thaws) = (None, false, false);
             cell.snapshot.store(Arc::new(thawed));
-        }
-        if same && before.frozen.is_none() {
+        } else if same {
             return Ok(());
         }
         let next = Arc::new(loaded.keyring.clone());
@@ -279,9 +330,15 @@ impl Engine {
         Ok(())
     }
 
-    fn confirm_all(&self, at: Span) {
+    /// What was true of the store at `at`, in boot time, in milliseconds, is true of what is shown.
+    fn confirm_all(&self, at: i64, agrees: bool) {
         for cell in &self.directory().order {
-            if cell.snapshot.load().frozen.is_none() {
+            let current = !cell.behind.load(Ordering::Relaxed) && !cell.moved.load(Ordering::Relaxed);
+            if !current || cell.snapshot.load().frozen.is_some() {
+                continue;
+            }
+            cell.note_read(at);
+            if agrees {
                 cell.confirm(at);
             }
         }
@@ -305,9 +362,10 @@ impl Engine {
     /// Keeps an issuer back until every keyset that begins with it has its first key: a replica that saw only some of
     /// them would hand out documents without keys that sign at once. Once anything was published it never applies again.
     pub(super) async fn settle_completeness(self: &Arc<Self>) {
-        if !self.is_shared() {
+        if !self.is_shared() || self.complete.load(Ordering::Relaxed) {
             return;
         }
+        let mut complete = true;
         let Some(installation) = self.installation() else { return };
         let directory = self.directory();
         for issuer in &directory.issuers {
@@ -320,9 +378,11 @@ impl Engine {
             let missing = installation.keysets.iter().any(|(name, entry)| {
                 let cell = directory.keysets.get(name);
                 entry.issuer == issuer.url
+                    && self.uses(name)
                     && entry.first
                     && !cell.is_some_and(|cell| begun(&cell.snapshot.load().keyring))
             });
+            complete &= !missing || published;
             if issuer.note_incomplete(missing && !published) && !issuer.is_withheld() {
                 for cell in cells {
                     self.edit(cell, |shown| self.stamp(cell, shown)).await;
@@ -330,6 +390,12 @@ impl Engine {
                 }
             }
         }
+        self.complete.store(complete, Ordering::Relaxed);
+    }
+
+    /// Keysets or issuers came, or may have.
+    pub(super) fn completeness_changed(&self) {
+        self.complete.store(false, Ordering::Relaxed);
     }
 }
 

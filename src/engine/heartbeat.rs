@@ -22,6 +22,9 @@ impl Engine {
         let Ok(ledger) = self.ledger() else { return };
         if !self.is_reader() {
             self.settle_place(ledger).await;
+            if let Err(error) = ledger.end_initialisation().await {
+                tracing::debug!(error = %chain(&error), "whether the initialisation is complete will be looked at by the next start");
+            }
         }
         match ledger.read_alive().await {
             Ok(own) => self.resume_from(latest(own, self.published_by_others().await).as_ref()),
@@ -87,8 +90,9 @@ impl Engine {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
         if let Some(confirmed) = alive.confirmed.filter(|_| !reading.frozen) {
-            let ago = reading.now.since(confirmed);
-            self.directory().order.iter().for_each(|cell| cell.confirm(boot.saturating_sub(ago)));
+            // It may lie before this boot.
+            let at = boot.as_millis().saturating_sub(reading.now.since(confirmed).as_millis());
+            self.directory().order.iter().for_each(|cell| cell.confirm(at));
         }
         for issuer in &self.directory().issuers {
             if let Some(sampled) = alive.sampled.get(&issuer.url) {
@@ -146,14 +150,14 @@ impl Engine {
         });
         let wait = self.removals_wait.load(Ordering::Relaxed);
         let confirmed = directory.order.iter().filter_map(|cell| cell.confirmed_at()).min();
-        let confirmed = confirmed.filter(|at| at.as_millis() != i64::MIN);
+        let confirmed = confirmed.filter(|at| *at != i64::MIN);
         let alive = Alive {
             at: reading.now,
             resumed: self.resumed_by_url(),
             removals_delay: Span::from_millis(wait.saturating_sub(boot)),
             latest: self.clock.latest(),
             sampled: sampled.collect(),
-            confirmed: confirmed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot - at.as_millis()))),
+            confirmed: confirmed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot - at))),
         };
         let failing = match ledger.write_alive(&alive).await {
             Ok(()) => false,

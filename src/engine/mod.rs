@@ -99,6 +99,8 @@ pub struct Engine {
     shared: bool,
     /// Whether the public listener is one of this process's.
     publishes: bool,
+    /// No issuer waits for first keys.
+    complete: AtomicBool,
     following: following::Following,
     presence: presence::Presence,
     /// What the configuration says, for when the store has new keysets.
@@ -209,6 +211,7 @@ impl Engine {
             role,
             shared,
             publishes,
+            complete: AtomicBool::new(false),
             declared: std::sync::Mutex::default(),
             replica: presence::replica_name(),
             following: following::Following::default(),

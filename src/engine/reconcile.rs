@@ -340,7 +340,7 @@ impl Engine {
         if self.is_shared() {
             cell.leads.store(true, Ordering::Relaxed);
             if !self.following.clock_differs() {
-                cell.confirm(asked);
+                cell.confirm(asked.as_millis());
             }
             self.presence.changed();
         }
@@ -414,6 +414,7 @@ impl Engine {
             }
             tracing::error!(keyset = %cell.name, error = %chain(error), "the keyset is frozen: what it published stays, nothing is written");
             shown.frozen = Some(chain(error).into());
+            shown.thaws = self.is_shared();
         } else {
             shown.store_failing = true;
         }

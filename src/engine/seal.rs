@@ -90,6 +90,7 @@ impl Engine {
         for issuer in &self.directory().issuers {
             self.render(issuer);
         }
+        self.remember(declared);
         self.resume().await;
         self.sealed.store(false, Ordering::SeqCst);
         if !beginning.is_empty() {

@@ -33,6 +33,8 @@ pub struct KeysetSnapshot {
     pub backoff: BTreeMap<SlowStep, Backoff>,
     /// Why nothing is written any more, if the record cannot be trusted.
     pub frozen: Option<Arc<str>>,
+    /// It is the store that froze it: it thaws when the store holds what can be trusted.
+    pub thaws: bool,
     /// Nobody has proved the keyring yet, or the check failed.
     pub unauthenticated: bool,
     /// The last write failed.
@@ -88,6 +90,11 @@ pub struct Door {
 }
 
 impl KeysetSnapshot {
+    /// Whether the keyset waits for other replicas, or people, to put the store right.
+    pub fn is_frozen_by_store(&self) -> bool {
+        self.frozen.is_some() && self.thaws
+    }
+
     /// Whether applications may expect signatures: a drained keyset that is gone from the configuration has ended for good.
     pub fn is_to_sign(&self) -> bool {
         !self.keyring.drained || self.desired != Wanted::Absent

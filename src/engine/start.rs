@@ -78,22 +78,39 @@ impl Engine {
     pub async fn configure(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
         let _configuring = self.configuring.lock().await;
         self.configure_with(declared).await?;
+        self.remember(declared);
+        Ok(())
+    }
+
+    /// What the configuration says, and what stood in the store when it was taken.
+    pub(super) fn remember(&self, declared: &[Declared]) {
         for cell in &self.directory().order {
             cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
         }
         *self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = declared.to_vec();
-        Ok(())
+        self.settle_tolerance();
+        self.completeness_changed();
     }
 
     /// Takes the configuration again, since another replica changed which keysets there are, or where they are served.
-    pub(super) async fn rebuild(self: &Arc<Self>) {
+    pub(super) async fn rebuild(self: &Arc<Self>) -> Result<(), LedgerError> {
         let _configuring = self.configuring.lock().await;
-        let declared = self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let mut declared = self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let installation = self.ledger()?.installation();
+        // Only whoever configures a keyset registers or moves it.
+        declared.retain(|declared| {
+            let entry = installation.keysets.get(&declared.name);
+            entry.is_some_and(|entry| entry.issuer == declared.policy.issuer.url)
+        });
         if let Err(errors) = self.configure_with(&declared).await {
+            let mut passing = None;
             for error in errors {
                 tracing::error!(error = %chain(&error), "what another replica wrote does not go with the configuration here; what ran before goes on");
+                if let StartError::Ledger(error) = error {
+                    passing = passing.or(Some(error).filter(LedgerError::may_pass));
+                }
             }
-            return;
+            return passing.map_or(Ok(()), Err);
         }
         for cell in &self.directory().order {
             if cell.base.load().is_none() {
@@ -101,6 +118,7 @@ impl Engine {
             }
         }
         self.schedule();
+        Ok(())
     }
 
     async fn configure_with(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
@@ -117,6 +135,7 @@ impl Engine {
         self.directory.store(Arc::new(directory));
         self.take_over(declared).await;
         self.settle_tolerance();
+        self.completeness_changed();
         self.reconfigured.notify_one();
         Ok(())
     }
@@ -155,7 +174,11 @@ impl Engine {
                 false => Wanted::Degraded,
             });
             let position = position.unwrap_or(usize::MAX);
-            if let Some(cell) = current.keysets.get(&name) {
+            if !self.uses(&name) {
+                continue;
+            }
+            let running = current.keysets.get(&name).filter(|cell| !cell.moved.load(Ordering::Relaxed));
+            if let Some(cell) = running {
                 let keyring = (*cell.snapshot.load_full().keyring).clone();
                 known.insert(name, Known::running(keyring, wanted, position));
                 continue;
@@ -178,6 +201,11 @@ impl Engine {
             failures.push((name.clone(), StartError::NewDoesNotFit { keyset: name }));
         }
         Gathered { known, failures }
+    }
+
+    /// Whether this process takes part in a keyset.
+    pub(super) fn uses(&self, name: &Name) -> bool {
+        self.ledger().map_or(true, |ledger| ledger.uses(name))
     }
 
     /// A keyring from the ledger; while there is none, as the store claims it.
@@ -316,6 +344,7 @@ impl Engine {
                 stopped: BTreeMap::new(),
                 backoff: BTreeMap::new(),
                 frozen: known.frozen,
+                thaws: false,
                 unauthenticated: known.unauthenticated,
                 store_failing: false,
             }),
@@ -326,7 +355,10 @@ impl Engine {
             writer: Mutex::new(Writer { stored: known.stored, unsettled: None }),
             wake: Notify::new(),
             uncertain: AtomicBool::new(false),
-            confirmed: AtomicI64::new(if self.is_shared() { i64::MIN } else { i64::MAX }),
+            confirmed: AtomicI64::new(if self.is_shared() { self.following.confirmed() } else { i64::MAX }),
+            read: AtomicI64::new(if self.is_shared() { self.following.read() } else { i64::MAX }),
+            behind: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
             leads: AtomicBool::new(false),
             gives_way_until: AtomicI64::new(0),
             base: ArcSwapOption::empty(),

@@ -95,6 +95,11 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether this process takes part in a keyset at all.
+    fn uses(&self, _keyset: &Name) -> bool {
+        true
+    }
+
     /// What several replicas can do with it; `None` for a store that only one daemon uses.
     fn shared(&self) -> Option<&dyn SharedStore> {
         None

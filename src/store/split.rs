@@ -76,6 +76,10 @@ impl Store for Split {
         overwrite(&*self.own, document, bytes).await
     }
 
+    fn uses(&self, keyset: &Name) -> bool {
+        self.shared.uses(keyset)
+    }
+
     fn shared(&self) -> Option<&dyn SharedStore> {
         Some(self)
     }

@@ -155,10 +155,9 @@ impl Ledger {
         let record = unverified.authenticate(&location, &keys)?;
         let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        match end_initialisation(store.as_ref()).await {
-            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
-            Err(_) if store.shared().is_some() => {}
-            ended => ended?,
+        // Replicas of a shared store may only read it: whoever manages it ends the initialisation there.
+        if store.shared().is_none() {
+            end_initialisation(store.as_ref()).await?;
         }
         Ok(Ledger {
             store,
@@ -181,6 +180,11 @@ impl Ledger {
     /// What other replicas do with the store; `None` where there can be none.
     pub fn shared(&self) -> Option<&dyn SharedStore> {
         self.store.shared()
+    }
+
+    /// Whether this process takes part in a keyset.
+    pub fn uses(&self, keyset: &Name) -> bool {
+        self.store.uses(keyset)
     }
 
     /// Of the installation's record as it was last read or written.
@@ -242,6 +246,11 @@ impl Ledger {
             }
         })
         .await
+    }
+
+    /// Removes what a crash may have left of the initialisation of a shared store.
+    pub async fn end_initialisation(&self) -> Result<(), LedgerError> {
+        Ok(end_initialisation(self.store.as_ref()).await?)
     }
 
     /// Notes where the store is. The time since which it has been here, if it was somewhere else before: it may be a copy,

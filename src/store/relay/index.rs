@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use super::{Digests, NotAdmitted, Record};
 use crate::keyring::name::Name;
-use crate::keyring::time::Span;
 use crate::store::ledger::{Installation, KeysetState};
 use crate::store::record::{Kind, UnverifiedRecord};
 use crate::store::shared::{Heads, Revision};
@@ -33,8 +32,8 @@ pub(super) struct Served {
     /// What is served but was not in the store, as far as it was heard of last.
     lagging: BTreeMap<Document, Lag>,
     disputed: BTreeMap<Document, Option<Digest>>,
-    /// In boot time: when the store held all that is not disputed.
-    confirmed: Option<Span>,
+    /// When the store held all that is not disputed: in boot time, in milliseconds, negative before the boot.
+    confirmed: Option<i64>,
     whole: Option<Arc<Index>>,
     /// Nothing that is missing is about to come.
     settled: bool,
@@ -49,8 +48,8 @@ struct Kept {
 struct Latest {
     revision: Revision,
     documents: Digests,
-    /// In boot time.
-    as_of: Span,
+    /// In boot time, in milliseconds.
+    as_of: i64,
 }
 
 /// How a record came to be another one than the store's.
@@ -89,7 +88,7 @@ impl Served {
 
     /// Takes what the store says; `true` if an index changes by that. A record that the store does not hold is one that
     /// is being read or was just written; at the second time it is disputed.
-    pub fn observe(&mut self, heads: &Heads, as_of: Span) -> bool {
+    pub fn observe(&mut self, heads: &Heads, as_of: i64) -> bool {
         let documents = match (&heads.documents, self.latest.take()) {
             (Some(documents), _) => documents.clone(),
             (None, Some(latest)) if latest.revision == heads.revision => latest.documents,
@@ -121,7 +120,7 @@ impl Served {
         changed
     }
 
-    pub fn confirmed(&self) -> Option<Span> {
+    pub fn confirmed(&self) -> Option<i64> {
         self.confirmed
     }
 

@@ -93,7 +93,7 @@ impl Relay {
         let age = match (self.store.shared(), self.served().confirmed()) {
             (None, _) => Span::ZERO, // Nobody else writes there.
             (Some(_), None) => Span::MAX,
-            (Some(_), Some(at)) => self.clock.boot().saturating_sub(at),
+            (Some(_), Some(at)) => Span::from_millis(self.clock.boot().as_millis().saturating_sub(at)),
         };
         Confirmation { now: self.clock.now(), age }
     }
@@ -148,8 +148,9 @@ impl Relay {
         Some(record.generation())
     }
 
-    fn observe(&self, heads: &Heads) {
-        let as_of = self.clock.boot().saturating_sub(heads.age);
+    /// `asked` is when, in boot time: whatever the answer does on its way, what it says was true after that.
+    fn observe(&self, heads: &Heads, asked: Span) {
+        let as_of = asked.as_millis().saturating_sub(heads.age.as_millis());
         if self.served().observe(heads, as_of) {
             self.changed();
         }
@@ -191,6 +192,10 @@ impl Store for Relay {
         self.store.keep(document, bytes).await
     }
 
+    fn uses(&self, keyset: &Name) -> bool {
+        self.store.uses(keyset)
+    }
+
     fn shared(&self) -> Option<&dyn SharedStore> {
         self.store.shared().map(|_| self as &dyn SharedStore)
     }
@@ -199,8 +204,9 @@ impl Store for Relay {
 #[async_trait]
 impl SharedStore for Relay {
     async fn heads(&self, known: Option<&Revision>, wait: Duration) -> Result<Heads, StoreError> {
+        let asked = self.clock.boot();
         let heads = self.upstream()?.heads(known, wait).await?;
-        self.observe(&heads);
+        self.observe(&heads, asked);
         Ok(heads)
     }
 

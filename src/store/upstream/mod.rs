@@ -228,6 +228,10 @@ impl Store for UpstreamStore {
         Ok(entries.into_keys().filter_map(keyring).collect())
     }
 
+    fn uses(&self, keyset: &Name) -> bool {
+        self.keysets.as_ref().is_none_or(|names| names.contains(keyset))
+    }
+
     fn shared(&self) -> Option<&dyn SharedStore> {
         Some(self)
     }
