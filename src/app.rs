@@ -187,11 +187,7 @@ impl App {
         if let Some(relay) = &relay {
             engine.hear(relay.clone());
         }
-        match &sealed {
-            None => engine.configure(&declared).await,
-            Some(_) => engine.configure_sealed(&declared).await,
-        }
-        .map_err(|errors| refused(errors, &loaded))?;
+        configure(&engine, sealed.is_some(), &declared).await.map_err(|errors| refused(errors, &loaded))?;
         engine.place_at(publishers::places(&config));
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
@@ -351,6 +347,24 @@ impl App {
     }
 }
 
+/// Takes the configuration. A shared store that has come and gone again meanwhile is waited for.
+async fn configure(engine: &Arc<Engine>, sealed: bool, declared: &[Declared]) -> Result<(), Vec<StartError>> {
+    loop {
+        let configured = match sealed {
+            false => engine.configure(declared).await,
+            true => engine.configure_sealed(declared).await,
+        };
+        match configured {
+            Err(errors) if engine.is_shared() && errors.iter().all(StartError::may_pass) => {
+                let errors: Vec<String> = errors.iter().map(|error| crate::engine::chain(error)).collect();
+                tracing::error!(?errors, "the configuration cannot be taken yet; it is tried again");
+                engine.clock.clock().sleep(Span::SECOND).await;
+            }
+            configured => return configured,
+        }
+    }
+}
+
 /// Resolves at SIGTERM or SIGINT.
 pub fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
@@ -381,11 +395,15 @@ async fn start(
     if let Some(relay) = relay {
         relay.settle();
     }
+    if let Err(error) = engine.attend_once().await {
+        tracing::warn!(error = %crate::engine::chain(&error), "it is not known what other replicas publish; promotions wait");
+    }
     if !engine.is_open() {
         engine.reconcile_all().await;
+        engine.give_up_first_keys().await;
         match engine.confirm_created().await {
             // It serves already: the heartbeat tries again.
-            Err(error) if engine.is_open() => {
+            Err(error) if engine.is_open() || (engine.is_shared() && error.may_pass()) => {
                 tracing::error!(error = %crate::engine::chain(&error), "cannot record that keyrings were created; it is tried again");
             }
             confirmed => confirmed?,

@@ -157,8 +157,12 @@ fn announce(made: Vec<String>) {
 
 /// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
 pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
-    let evidence = seal_evidence(config)?;
     let raw = RawStore::create(config, &process_environment()).await?;
+    let evidence = match seal_evidence(config)? {
+        // A seal that all replicas share is handed out before the store is made: its file says nothing of a lost store.
+        SealEvidence::Exists if raw.is_shared() => SealEvidence::Unknown,
+        evidence => evidence,
+    };
     let store = raw.store;
     if Ledger::inspect(store.as_ref(), evidence).await? == Initialisation::Initialised {
         open_initialised(config, store).await?;

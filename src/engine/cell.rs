@@ -218,9 +218,21 @@ pub struct RemoteHealth {
     disabled: AtomicU64,
     /// That was found to be so when it was looked into.
     confirmed: AtomicBool,
+    /// Boot time of the last attempt of ours to find out, in milliseconds.
+    tried: AtomicI64,
 }
 
 impl RemoteHealth {
+    /// Whether `pause` has passed since the last attempt of ours; the caller makes one now.
+    pub(super) fn is_due(&self, boot: Span, pause: Span) -> bool {
+        let tried = self.tried.load(Ordering::Relaxed);
+        let due = boot.as_millis().saturating_sub(tried) >= pause.as_millis();
+        if due {
+            self.tried.store(boot.as_millis(), Ordering::Relaxed);
+        }
+        due
+    }
+
     /// The last attempt succeeded. A key that was never tried is not known to sign.
     pub fn signs(&self) -> bool {
         self.signs.load(Ordering::Relaxed)

@@ -103,9 +103,18 @@ impl Engine {
     ) -> Result<Outcome, CommandError> {
         let adds = matches!(request.intent, Intent::Import(_));
         let _admission = if adds { Some(cell.issuer.admission.lock().await) } else { None };
-        for _ in 0..RACES_MAX {
-            if let Some(outcome) = self.attempt_command(cell, request.clone(), joining.as_ref()).await? {
-                return Ok(outcome);
+        for attempt in 0..RACES_MAX {
+            match self.attempt_command(cell, request.clone(), joining.as_ref()).await {
+                Ok(None) => {}
+                // It may be that another replica wrote since this one looked.
+                Err(CommandError::Refused(_)) if attempt == 0 && self.is_shared() => {
+                    let mut writer = cell.writer.lock().await;
+                    if let Err(error) = self.load_again(cell, &mut writer).await {
+                        tracing::warn!(keyset = %cell.name, error = %chain(&error), "what other replicas wrote could not be looked at");
+                    }
+                }
+                Ok(Some(outcome)) => return Ok(outcome),
+                Err(error) => return Err(error),
             }
         }
         Err(CommandError::Store { cause: "other replicas kept changing the keyring; repeat the request".to_owned() })

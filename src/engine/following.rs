@@ -105,8 +105,8 @@ impl Engine {
 
     /// Looks once, waiting for news for up to `wait`: takes up what changed, and notes when that was confirmed.
     pub async fn look_at_store(self: &Arc<Self>, wait: Span) -> Result<(), LedgerError> {
-        let ledger = self.ledger()?.clone();
-        let Some(shared) = ledger.shared() else { return Ok(()) };
+        let Some(store) = self.store() else { return Ok(()) };
+        let Some(shared) = store.shared() else { return Ok(()) };
         let mut known = self.following.known.lock().await;
         let (heads, asked, agrees) = self.ask(shared, known.as_ref(), wait).await?;
         self.note_clock(agrees, heads.store_time);
@@ -114,20 +114,31 @@ impl Engine {
             Some(documents) => {
                 // Whatever fails now, or cannot be trusted, is looked at again.
                 *known = None;
-                self.take_up(documents).await
+                match self.is_sealed() {
+                    true => self.show_claims().await,
+                    false => self.take_up(documents).await,
+                }
             }
             None => Ok(()),
         };
         let at = asked.boot.as_millis().saturating_sub(heads.age.as_millis());
-        self.confirm_all(at, agrees);
+        // What nobody has proved is confirmed by nobody; but it was read.
+        self.confirm_all(at, agrees && !self.is_sealed());
         if taken.is_ok() && !self.is_anything_frozen() {
             *known = Some(heads.revision);
             self.following.read.fetch_max(at, Ordering::Relaxed);
-            if agrees {
+            if agrees && !self.is_sealed() {
                 self.following.confirmed.fetch_max(at, Ordering::Relaxed);
             }
         }
         taken
+    }
+
+    /// What was taken up unproved is looked at again.
+    pub(super) async fn forget_claims(&self) {
+        if let Ok(mut known) = self.following.known.try_lock() {
+            *known = None;
+        }
     }
 
     /// What the store holds, when that was asked for, and whether its clock agrees with ours.
@@ -182,6 +193,7 @@ impl Engine {
         if !self.take_up_installation(documents.get(&Document::Installation)).await? {
             return Ok(());
         }
+        self.begin_as_registered().await;
         let directory = self.directory();
         let stored = documents.keys().filter_map(|document| match document {
             Document::Keyring(name) => Some(name),

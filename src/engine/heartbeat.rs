@@ -233,7 +233,7 @@ impl Engine {
         self.is_open() && boot.saturating_sub(last) > max_age.max(heartbeat_interval(max_age).times(3))
     }
 
-    fn open_since(&self) -> Option<Span> {
+    pub(super) fn open_since(&self) -> Option<Span> {
         Some(self.open_since.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN).map(Span::from_millis)
     }
 

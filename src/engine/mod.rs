@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::backend::local::ImportPrivate;
 use crate::backend::{Backend, KeyIdentity, StoredKey};
@@ -31,7 +31,7 @@ use crate::clock::TrustedClock;
 use crate::keyring::change::NewKey;
 use crate::keyring::jwk::PublishedEntry;
 use crate::keyring::name::Name;
-use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX};
+use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX, Lag};
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring};
 use crate::keyring::time::{Span, Timestamp};
@@ -49,6 +49,9 @@ pub use start::StartError;
 /// The most bytes an issuer's JWKS may have (Nimbus reads 50 KB).
 pub const JWKS_BYTES_MAX: usize = 50_000;
 
+/// Who is waited for while nobody could be asked.
+const UNKNOWN_REPLICAS: &str = "others, which could not be asked";
+
 /// The daemon's core at work. Shared by all listeners and tasks.
 pub struct Engine {
     pub clock: Arc<TrustedClock>,
@@ -56,7 +59,7 @@ pub struct Engine {
     /// Arrives when the seal opens; nothing can be written before.
     ledger: OnceLock<Arc<Ledger>>,
     /// What the store says of itself, while the seal is out of reach.
-    claims: Option<Unauthenticated>,
+    claims: ArcSwapOption<Unauthenticated>,
     /// The seal has not been opened: records are served as they are, and nothing else happens.
     sealed: AtomicBool,
     /// Whoever holds it may exchange the directory.
@@ -188,7 +191,7 @@ impl Engine {
             metrics,
             sealed: AtomicBool::new(claims.is_some()),
             ledger,
-            claims,
+            claims: ArcSwapOption::from(claims.map(Arc::new)),
             configuring: tokio::sync::Mutex::default(),
             backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
             importer,
@@ -288,7 +291,12 @@ impl Engine {
             },
             seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
             issuer_served: self.is_issuer_served(cell, snapshot),
-            lagging: cell.lagging(&snapshot.keyring, past),
+            lagging: if self.others_are_unknown() {
+                let unknown = Lag { until: reading.now, replicas: vec![UNKNOWN_REPLICAS.to_owned()] };
+                snapshot.keyring.keys.iter().map(|key| (key.serial, unknown.clone())).collect()
+            } else {
+                cell.lagging(&snapshot.keyring, past)
+            },
             room: self.room(cell, &snapshot.keyring),
             backoff: snapshot.backoff.iter().map(|(step, backoff)| (*step, future(backoff.not_before))).collect(),
         }

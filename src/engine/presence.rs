@@ -1,6 +1,7 @@
 //! Telling other replicas what this one publishes, and waiting for those that lag.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -25,6 +26,8 @@ const INTERVAL_MIN: Span = Span::from_millis(100);
 pub(super) struct Presence {
     others: Mutex<Arc<Vec<Replica>>>,
     changed: Notify,
+    /// Boot time at which the others were last asked, in milliseconds; 0: never.
+    asked: AtomicI64,
     /// Where replicas report that have no store of their own, if this process has one to itself.
     relay: OnceLock<Arc<Relay>>,
 }
@@ -51,6 +54,20 @@ impl Engine {
         self.presence.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether it is not known what other replicas publish: then nothing is promoted that waits for them.
+    pub(super) fn others_are_unknown(&self) -> bool {
+        if !self.shared && self.presence.relay.get().is_none() {
+            return false;
+        }
+        let asked = self.presence.asked.load(Ordering::Relaxed);
+        let limit = self.lag_limit().max(self.report_interval().times(4)).as_millis();
+        asked == 0 || self.clock.boot().as_millis().saturating_sub(asked) > limit
+    }
+
+    fn was_open_for(&self, span: Span) -> bool {
+        self.open_since().is_some_and(|since| self.clock.boot().saturating_sub(since) >= span)
+    }
+
     /// Replicas report to `relay`.
     pub fn hear(&self, relay: Arc<Relay>) {
         let _ = self.presence.relay.set(relay);
@@ -71,7 +88,10 @@ impl Engine {
             let interval = jittered(self.report_interval());
             tokio::select! {
                 () = self.clock.clock().sleep(interval) => {}
-                () = self.presence.changed.notified() => {}
+                // Only what is published is waited for. Many replicas see one change: they do not all report at once.
+                () = self.presence.changed.notified(), if self.publishes() => {
+                    self.clock.clock().sleep(spread(Span::from_millis(interval.as_millis() / 4).min(Span::SECOND))).await;
+                }
                 () = cancel.cancelled() => {}
             }
         }
@@ -79,8 +99,10 @@ impl Engine {
 
     /// Nobody waits for a replica that publishes nothing; of one that did it stays known when that was last.
     pub async fn take_leave(&self) {
-        let Ok(ledger) = self.ledger() else { return };
-        let Some(shared) = ledger.shared().filter(|_| !self.publishes()) else { return };
+        let store = self.store();
+        let Some(shared) = store.as_ref().and_then(|store| store.shared()).filter(|_| !self.publishes()) else {
+            return;
+        };
         if let Err(error) = shared.forget(&[&self.replica]).await {
             tracing::debug!(error = %chain(&error), "the store could not be told that this replica stops");
         }
@@ -88,16 +110,19 @@ impl Engine {
 
     /// One report and one look at the others.
     pub async fn attend_once(self: &Arc<Self>) -> Result<(), LedgerError> {
-        let ledger = self.ledger()?;
-        let mut others = match (ledger.shared(), self.presence.relay.get()) {
+        let store = self.store();
+        let shared = store.as_ref().and_then(|store| store.shared());
+        let mut others = match (shared, self.presence.relay.get()) {
             (Some(shared), _) => {
                 shared.report(&[self.own_report()]).await?;
-                if self.is_reader() {
+                if self.is_reader() || self.is_sealed() {
                     return Ok(());
                 }
                 shared.replicas(self.lag_limit()).await?
             }
-            (None, Some(relay)) => relay.reported(self.lag_limit()),
+            (None, Some(relay)) if self.was_open_for(self.lag_limit()) => relay.reported(self.lag_limit()),
+            // Those that report here have not had the time to.
+            (None, Some(_)) => return Ok(()),
             (None, None) => return Ok(()),
         };
         others.retain(|other| other.report.replica != self.replica);
@@ -105,6 +130,7 @@ impl Engine {
             self.note_laggards(cell, &others);
         }
         self.heed(&others).await?;
+        self.presence.asked.store(self.clock.boot().as_millis(), Ordering::Relaxed);
         *self.presence.others.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(others);
         Ok(())
     }

@@ -4,10 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Engine;
 use super::cell::{KeysetCell, Writer};
 use super::presence::spread;
 use super::snapshot::{ActiveKey, Backoff};
+use super::{Engine, ReplicaRole};
 use crate::backend::{Backend, BackendError, BackendErrorKind};
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::change::{Change, NewKey};
@@ -37,6 +37,9 @@ const LOCAL: &str = "local";
 
 /// Steps one pass may take before it yields to the scheduler; far above what any policy needs.
 const STEPS_MAX: usize = 10_000;
+
+/// How often a manager tries the active key of a remote backend.
+const MANAGER_TRIES: Span = Span::from_secs(30);
 
 /// How long a replica that did not write last lets others go first, at most.
 const DEFER_MAX: Span = Span::SECOND;
@@ -189,7 +192,15 @@ impl Engine {
     /// Tries an active key that is not known to sign, and says when to look again.
     fn look_after_remote(self: &Arc<Self>, cell: &Arc<KeysetCell>, wake: Option<Timestamp>) -> Option<Timestamp> {
         if !cell.is_known_not_to_sign() {
-            return wake;
+            // A manager signs nothing by itself, so it would not notice a key that was disabled.
+            if self.role != ReplicaRole::Manager || !cell.signs_remotely() {
+                return wake;
+            }
+            if cell.remote.is_due(self.clock.boot(), MANAGER_TRIES) {
+                self.probe(cell);
+            }
+            let next = self.clock.now() + MANAGER_TRIES;
+            return Some(wake.map_or(next, |wake| wake.min(next)));
         }
         self.probe(cell);
         let soon = self.clock.now() + RETRY_MAX;
@@ -363,6 +374,7 @@ impl Engine {
         let ledger = self.ledger()?;
         let failed = match ledger.save(writer.stored.as_ref(), next).await {
             Ok(saved) => return Ok(saved),
+            Err(error @ LedgerError::Overtaken { .. }) => return Err(error),
             Err(error) if !error.may_pass() => return Err(error),
             Err(error) => error,
         };

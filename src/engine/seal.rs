@@ -11,7 +11,8 @@ use super::start::{Gathered, Known, StartError};
 use super::{Declared, Engine};
 use crate::keyring::name::Name;
 use crate::keyring::record::Keyring;
-use crate::store::ledger::{Installation, Ledger, LedgerError};
+use crate::store::Store;
+use crate::store::ledger::{Installation, Ledger, LedgerError, Unauthenticated};
 
 impl Engine {
     /// Whether the seal has not been opened since the start: nothing is signed, changed or written.
@@ -31,20 +32,47 @@ impl Engine {
 
     /// The installation; as the store claims it while the seal is out of reach, `None` if it is not initialised either.
     pub fn installation(&self) -> Option<Arc<Installation>> {
-        match (self.ledger(), &self.claims) {
+        match (self.ledger(), self.claims.load_full()) {
             (Ok(ledger), _) => Some(ledger.installation()),
-            (Err(_), claims) => claims.as_ref().and_then(|claims| claims.installation().cloned()),
+            (Err(_), claims) => claims.and_then(|claims| claims.installation().cloned()),
         }
+    }
+
+    /// The store, whether or not the seal is open.
+    pub(super) fn store(&self) -> Option<Arc<dyn Store>> {
+        match self.ledger() {
+            Ok(ledger) => Some(ledger.store()),
+            Err(_) => self.claims.load_full().map(|claims| claims.store()),
+        }
+    }
+
+    /// What the store claims now that others wrote it, while the seal is out of reach.
+    pub(super) async fn show_claims(self: &Arc<Self>) -> Result<(), LedgerError> {
+        let Some(claims) = self.claims.load_full() else { return Ok(()) };
+        let fresh = Unauthenticated::read(claims.store()).await?;
+        self.claims.store(Some(Arc::new(fresh)));
+        let declared = self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if let Err(errors) = self.configure_sealed(&declared).await {
+            for error in errors {
+                tracing::error!(error = %chain(&error), "what the store claims now cannot be shown; what it claimed before is");
+            }
+        }
+        Ok(())
     }
 
     /// Takes a configuration while the seal is out of reach: shows what is stored, without any signer, and writes
     /// nothing. What would refuse a start refuses it here too, as far as it can be seen.
     pub async fn configure_sealed(self: &Arc<Self>, declared: &[Declared]) -> Result<(), Vec<StartError>> {
         let _configuring = self.configuring.lock().await;
-        let Gathered { mut known, failures } = self.gather(declared, &Directory::default()).await;
+        if !self.is_sealed() {
+            return Ok(()); // It was opened meanwhile.
+        }
+        let current = Directory { issuers: self.directory().issuers.clone(), ..Directory::default() };
+        let Gathered { mut known, failures } = self.gather(declared, &current).await;
         if !failures.is_empty() {
             return Err(failures.into_iter().map(|(_, error)| error).collect());
         }
+        *self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = declared.to_vec();
         let now = self.clock.now();
         for (position, new) in declared.iter().enumerate() {
             // Made known when the seal opens; until then it has a place, and no key.
@@ -53,7 +81,7 @@ impl Engine {
                 ..Known::running(without_keys(new, now), Wanted::Policy(new.policy.clone()), position)
             });
         }
-        self.directory.store(Arc::new(self.build(known, &Directory::default())));
+        self.directory.store(Arc::new(self.build(known, &current)));
         for issuer in &self.directory().issuers {
             self.render(issuer);
         }
@@ -91,6 +119,7 @@ impl Engine {
             self.render(issuer);
         }
         self.remember(declared);
+        self.forget_claims().await;
         self.resume().await;
         self.sealed.store(false, Ordering::SeqCst);
         if !beginning.is_empty() {

@@ -406,8 +406,12 @@ fn signature_line(cell: &KeysetCell, active: &ActiveKey, jti: &str, client: &str
 impl KeysetCell {
     /// The active key is a remote one, and the last attempt to sign with it failed, or there was none yet.
     pub fn is_known_not_to_sign(&self) -> bool {
-        let remote = self.snapshot.load().active.as_ref().is_some_and(|key| matches!(key.signer, Signer::Remote(_)));
-        remote && !self.remote.signs()
+        self.signs_remotely() && !self.remote.signs()
+    }
+
+    /// The active key is in another system.
+    pub(super) fn signs_remotely(&self) -> bool {
+        self.snapshot.load().active.as_ref().is_some_and(|key| matches!(key.signer, Signer::Remote(_)))
     }
 
     /// Requests waiting for a signature now.

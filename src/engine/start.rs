@@ -210,7 +210,7 @@ impl Engine {
 
     /// A keyring from the ledger; while there is none, as the store claims it.
     async fn load(&self, name: &Name) -> Result<Option<(Keyring, Option<Loaded>)>, LedgerError> {
-        match (self.ledger(), &self.claims) {
+        match (self.ledger(), self.claims.load_full()) {
             (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (keyring, None))),
             (ledger, _) => Ok(ledger?.load(name).await?.map(|loaded| (loaded.keyring.clone(), Some(loaded)))),
         }
@@ -400,6 +400,44 @@ impl Engine {
             snapshot.keyring.drained && snapshot.is_to_sign()
         });
         drained.map(|cell| format!("keyset.{}: {DRAINED}", cell.name)).collect()
+    }
+
+    /// Keysets of a new issuer that could not get their first key, or are not configured any more, begin like any other:
+    /// the rest of the issuer does not wait for them.
+    pub async fn give_up_first_keys(&self) {
+        let (true, Ok(ledger)) = (self.is_shared() && !self.is_reader() && !self.is_sealed(), self.ledger()) else {
+            return;
+        };
+        let directory = self.directory();
+        let begun =
+            |name: &Name| directory.keysets.get(name).is_some_and(|cell| cell.snapshot.load().keyring.generation > 0);
+        let installation = ledger.installation();
+        let open = installation.keysets.iter().filter(|(_, entry)| entry.first && entry.state == KeysetState::Creating);
+        let waiting: Vec<Name> = open.map(|(name, _)| name).filter(|name| !begun(name)).cloned().collect();
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = ledger.begin_later(&waiting).await {
+            tracing::error!(error = %chain(&error), "keysets without a first key keep their issuer back; it is tried again at the next start");
+            return;
+        }
+        for name in &waiting {
+            tracing::warn!(keyset = %name, "the keyset has no first key; its issuer goes on without it, and its first key will wait for propagation");
+        }
+        self.begin_as_registered().await;
+        self.completeness_changed();
+    }
+
+    /// Whether a keyset that was not written yet is a first one is the installation's to tell.
+    pub(super) async fn begin_as_registered(&self) {
+        let Some(installation) = self.installation() else { return };
+        for cell in &self.directory().order {
+            let first = installation.keysets.get(&cell.name).is_some_and(|entry| entry.first);
+            let keyring = cell.snapshot.load().keyring.clone();
+            if keyring.generation == 0 && keyring.first && !first {
+                self.edit(cell, |shown| shown.keyring = Arc::new(Keyring { first, ..(*keyring).clone() })).await;
+            }
+        }
     }
 
     /// Marks in the installation that every keyset has its keyring, so that a missing one is noticed.

@@ -47,6 +47,7 @@ impl Engine {
     pub async fn accept_clock(&self, request: &WholeRequest) -> Result<Value, CommandError> {
         let ledger = self.open_ledger()?;
         let _turn = self.turn.lock().await;
+        self.look_at_installation().await;
         if let Some(answer) = self.answered(request)? {
             return Ok(answer);
         }
@@ -83,6 +84,7 @@ impl Engine {
     ) -> Result<Result<Value, E>, CommandError> {
         let ledger = self.open_ledger()?;
         let _turn = self.turn.lock().await;
+        self.look_at_installation().await;
         if let Some(answer) = self.answered(request)? {
             return Ok(Ok(answer));
         }
@@ -118,6 +120,16 @@ impl Engine {
         match request.if_generation {
             Some(expected) if expected != current => Err(Refusal::GenerationMismatch { current }.into()),
             _ => Ok(None),
+        }
+    }
+
+    /// Another replica may have answered the same request.
+    async fn look_at_installation(&self) {
+        if let Ok(ledger) = self.ledger()
+            && self.is_shared()
+            && let Err(error) = ledger.refresh().await
+        {
+            tracing::warn!(error = %chain(&error), "what other replicas wrote could not be looked at");
         }
     }
 

@@ -136,7 +136,7 @@ impl Signer {
     /// How long ago a manager last confirmed what it shows.
     pub fn confirmed_ago(&self) -> Duration {
         let at = self.cell().confirmed_at().expect("a shared store confirms");
-        self.engine.clock.boot().saturating_sub(at).to_std()
+        Span::from_millis(self.engine.clock.boot().as_millis().saturating_sub(at)).to_std()
     }
 
     /// The key that its next token has.

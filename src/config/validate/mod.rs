@@ -58,6 +58,14 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
         replication: raw.replication,
     };
     let listeners = listeners::validate(given, role, known.as_ref(), report);
+    if let Some(StoreKind::Upstream(upstream)) = store.as_ref().map(|store| &store.kind)
+        && upstream.keysets.is_some()
+        && listeners.public.is_some()
+    {
+        let message =
+            "names a part of the keysets, and what [public] serves of an issuer must be whole: leave out one of them";
+        report.refuse("store.keysets", message);
+    }
     if let (Some(store), Some(seal)) = (&store, &seal) {
         storage::keep_apart(store, seal, &listeners, &publishers, report);
     }

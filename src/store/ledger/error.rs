@@ -126,6 +126,7 @@ impl LedgerError {
             LedgerError::Store(StoreError::Unavailable { .. })
                 | LedgerError::Seal(SealError::Unavailable { .. })
                 | LedgerError::Sealed
+                | LedgerError::Overtaken { .. }
         )
     }
 }

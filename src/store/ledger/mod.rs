@@ -177,6 +177,10 @@ impl Ledger {
         Arc::clone(&self.installation.load().body)
     }
 
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// What other replicas do with the store; `None` where there can be none.
     pub fn shared(&self) -> Option<&dyn SharedStore> {
         self.store.shared()
@@ -242,6 +246,18 @@ impl Ledger {
             for name in keysets {
                 if let Some(entry) = installation.keysets.get_mut(name) {
                     entry.state = KeysetState::Created;
+                }
+            }
+        })
+        .await
+    }
+
+    /// These keysets begin after their issuer: their first keys wait like any other.
+    pub async fn begin_later(&self, keysets: &[Name]) -> Result<(), LedgerError> {
+        self.change(|installation| {
+            for name in keysets {
+                if let Some(entry) = installation.keysets.get_mut(name).filter(|e| e.state == KeysetState::Creating) {
+                    entry.first = false;
                 }
             }
         })

@@ -43,6 +43,10 @@ impl Unauthenticated {
         Ok(Unauthenticated { store, installation: Some(Arc::new(installation)) })
     }
 
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// Whether other replicas may use the store too.
     pub fn is_shared(&self) -> bool {
         self.store.shared().is_some()

@@ -198,6 +198,11 @@ impl Line {
         self.managers[turn % self.managers.len()].clone()
     }
 
+    /// Goes on with another manager.
+    pub fn turn_to_next(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Ends a manager's turn, unless somebody else did.
     fn next(&self, turn: usize) {
         let next = turn.wrapping_add(1);

@@ -68,6 +68,9 @@ pub struct UpstreamStore {
     disputed: Mutex<BTreeSet<Document>>,
 }
 
+/// A manager whose answers are older than this by more than they were held back has trouble with its own store.
+const OLD_ANSWER: Span = Span::from_secs(10);
+
 impl UpstreamStore {
     /// Reads token and certificates (blocking); asks nobody yet.
     pub fn open(settings: UpstreamSettings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
@@ -239,9 +242,15 @@ impl Store for UpstreamStore {
 
 #[async_trait]
 impl SharedStore for UpstreamStore {
+    /// A manager that could not ask its own store lately, or that refuses what it found there, has had its turn.
     async fn heads(&self, known: Option<&Revision>, wait: Duration) -> Result<Heads, StoreError> {
         let asked = self.line.ask_in_turn(|manager| self.index(manager, known, wait));
-        asked.await.map_err(|fault| self.unavailable("ask for", "the records".to_owned(), fault))
+        let heads = asked.await.map_err(|fault| self.unavailable("ask for", "the records".to_owned(), fault))?;
+        let waited = Span::from_millis(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+        if heads.age > waited + OLD_ANSWER || !self.disputed().is_empty() {
+            self.line.turn_to_next();
+        }
+        Ok(heads)
     }
 
     async fn report(&self, replicas: &[Report]) -> Result<(), StoreError> {
