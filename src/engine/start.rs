@@ -80,6 +80,8 @@ impl Engine {
         self.configure_with(declared).await?;
         for cell in &self.directory().order {
             cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
+            // A pass since the configuration was taken may have found it superseded by what was stored before.
+            cell.wake.notify_one();
         }
         *self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = declared.to_vec();
         Ok(())
