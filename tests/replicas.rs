@@ -248,6 +248,44 @@ async fn of_two_configurations_the_one_that_came_last_stays() {
 }
 
 #[tokio::test]
+async fn two_managers_with_different_configurations_do_not_take_turns() {
+    let mut world = World::with(&[MANAGER]).await;
+    world.pass(Span::from_secs(2)).await;
+    let mut longer = policy();
+    longer.tokens.max_ttl = Span::from_secs(12);
+    world.replicas[0].engine.configure(&[replica::declare("default", longer)]).await.unwrap();
+    world.pass(Span::from_secs(5)).await;
+    // One that was not updated yet starts again and puts its policy back. That is the last word.
+    world.join(MANAGER).await;
+    world.pass(Span::from_secs(5)).await;
+    let [first, second] = &world.replicas[..] else { unreachable!() };
+    let adopted = |replica: &Replica| {
+        let keyring = replica.cell().snapshot.load().keyring.clone();
+        keyring.journal.audit.iter().filter(|entry| entry.action == "policy-adopted").count()
+    };
+    assert_eq!(adopted(first), 2, "nobody puts a policy back");
+    assert_eq!(first.cell().snapshot.load().keyring.policy, policy());
+    assert!(first.alarms().contains(&"superseded"), "{:?}", first.alarms());
+    assert!(!second.alarms().contains(&"superseded"), "{:?}", second.alarms());
+}
+
+#[tokio::test]
+async fn a_policy_that_another_manager_took_back_stays_away() {
+    let world = World::with(&[MANAGER, MANAGER]).await;
+    world.pass(Span::from_secs(2)).await;
+    let [first, second] = &world.replicas[..] else { unreachable!() };
+    for (manager, life) in [(first, 12), (second, 14), (second, 10)] {
+        let mut policy = policy();
+        policy.tokens.max_ttl = Span::from_secs(life);
+        manager.engine.configure(&[replica::declare("default", policy)]).await.unwrap();
+        world.pass(Span::from_secs(5)).await;
+    }
+    // What was stored when the first took its configuration is stored again: it came last all the same.
+    assert_eq!(first.cell().snapshot.load().keyring.policy, policy());
+    assert_eq!(second.cell().snapshot.load().keyring.policy, policy());
+}
+
+#[tokio::test]
 async fn promotion_waits_for_a_live_replica_that_lags_and_names_it() {
     let world = World::with(&[MANAGER, SIGNER]).await;
     world.pass(Span::from_secs(2)).await;

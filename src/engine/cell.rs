@@ -46,7 +46,7 @@ pub struct KeysetCell {
     pub(super) leads: AtomicBool,
     /// Boot time until which this process lets others take the next step, in milliseconds; 0: it has not begun to wait.
     pub(super) gives_way_until: AtomicI64,
-    /// The policy that was stored when this process took its configuration.
+    /// The policy that was stored when this process took its configuration; what it wants itself, once another one was.
     pub(super) base: ArcSwapOption<Policy>,
     /// Waiting keys that other replicas lack, or lacked.
     pub(super) laggards: std::sync::Mutex<BTreeMap<Serial, Laggards>>,
@@ -97,6 +97,15 @@ impl KeysetCell {
         let (Wanted::Policy(wanted), Some(base)) = (&snapshot.desired, &*self.base.load()) else { return false };
         let stored = &snapshot.keyring.policy;
         *stored != **wanted && *stored != **base
+    }
+
+    /// The stored policy is another one than when this process took its configuration: what it wants was adopted, or
+    /// somebody else's came later. Whatever is stored from now on, it does not want it back: two processes would take
+    /// turns for ever.
+    pub(super) fn policy_moved(&self, desired: &Wanted) {
+        if let Wanted::Policy(wanted) = desired {
+            self.base.store(Some(wanted.clone()));
+        }
     }
 
     /// Names of the replicas that publish and lack the key.

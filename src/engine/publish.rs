@@ -57,6 +57,9 @@ impl Engine {
         if let Some(active) = revoked {
             active.door.close();
         }
+        if next.policy != before.keyring.policy {
+            cell.policy_moved(&before.desired);
+        }
         let mut shown = (*before).clone();
         let same_rules = next.policy.tokens == before.keyring.policy.tokens
             && next.policy.issuer.url == before.keyring.policy.issuer.url;

@@ -86,6 +86,8 @@ impl Engine {
     pub(super) fn remember(&self, declared: &[Declared]) {
         for cell in &self.directory().order {
             cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
+            // A pass since the configuration was taken may have found it superseded by what was stored before.
+            cell.wake.notify_one();
         }
         *self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = declared.to_vec();
         self.settle_tolerance();
