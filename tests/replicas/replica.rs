@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
-use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
@@ -59,17 +59,40 @@ impl Common {
         link: Arc<Link>,
         own: Arc<MemoryStore>,
     ) -> Replica {
-        let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
+        let ledger = self.open(role, clock, &link, own).await;
+        self.start_with(ledger, role, clock, policies, link).await
+    }
+
+    /// The first thing that a start does.
+    pub async fn open(
+        &self,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        link: &Arc<Link>,
+        own: Arc<MemoryStore>,
+    ) -> Arc<Ledger> {
         let store = Arc::new(Split::new(link.clone(), own));
         let ledger = match role {
             ReplicaRole::Signer => Ledger::open(store, std::slice::from_ref(&self.seal)).await,
             _ => {
                 let seal = self.seal.clone();
                 let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal) };
-                Ledger::initialise(store, SealEvidence::Unknown, make, trusted.now()).await
+                Ledger::initialise(store, SealEvidence::Unknown, make, clock.wall()).await
             }
         };
-        let ledger = Arc::new(ledger.unwrap());
+        Arc::new(ledger.unwrap())
+    }
+
+    /// The rest of it.
+    pub async fn start_with(
+        &self,
+        ledger: Arc<Ledger>,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        policies: &[(&str, Policy)],
+        link: Arc<Link>,
+    ) -> Replica {
+        let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
         let settings =
             Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
