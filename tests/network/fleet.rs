@@ -127,8 +127,10 @@ impl Fleet {
         let mut fleet = Fleet { postgres, replicas, _bridges: [front, back], _folder: folder };
         fleet.write_files(&authority);
         fleet.initialise();
-        for replica in &mut fleet.replicas {
-            replica.start().await;
+        // All at once: who comes first makes the keys.
+        fleet.replicas.iter_mut().for_each(Replica::spawn);
+        for replica in &fleet.replicas {
+            replica.listens().await;
         }
         for replica in &fleet.replicas {
             replica.face.becomes_ready().await;
@@ -232,6 +234,10 @@ impl Replica {
     /// Starts it and waits until it listens.
     pub async fn start(&mut self) {
         self.spawn();
+        self.listens().await;
+    }
+
+    async fn listens(&self) {
         self.log_line("its listeners", |line| line.message() == "listening" && line.field("listener") == "ops").await;
         self.face.is_up.store(true, Ordering::SeqCst);
     }
@@ -373,10 +379,10 @@ impl Face {
         self.admin(Method::GET, "", None).await
     }
 
-    /// Whether it raises an alarm.
-    pub async fn alarms(&self, alarm: &str) -> bool {
-        let metrics = self.ops("/metrics", PATIENCE).await.unwrap_or_else(|error| panic!("{}: {error:?}", self.name));
-        Metrics(metrics.text).sum("jwksd_alarms", &[("alarm", alarm)]).is_some_and(|raised| raised > 0.0)
+    /// The sum of the samples that carry these labels.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let answer = self.ops("/metrics", PATIENCE).await.unwrap_or_else(|error| panic!("{}: {error:?}", self.name));
+        Metrics(answer.text).sum(name, labels).unwrap_or_else(|| panic!("{} has no series {name}", self.name))
     }
 
     pub async fn becomes_ready(&self) {
