@@ -118,6 +118,17 @@ async fn replicas_share_one_keyring_through_rotations() {
 }
 
 #[tokio::test]
+async fn a_replica_that_looked_before_another_made_the_keyset_starts_with_it() {
+    let mut world = World::new();
+    let (clock, link) = (world.clock(), world.common.hub.link());
+    let looked = world.common.open(ALL, &clock, &link, Arc::new(MemoryStore::new())).await;
+    world.join(ALL).await;
+    let second = world.common.start_with(looked, ALL, &clock, &[("default", policy())], link).await;
+    assert_eq!(second.active(), world.replicas[0].active());
+    assert_eq!(second.frozen(), None);
+}
+
+#[tokio::test]
 async fn of_two_that_write_one_wins_and_the_other_adopts_what_was_written() {
     let world = World::with(&[ALL, ALL]).await;
     world.pass(Span::from_secs(20)).await;

@@ -12,9 +12,10 @@ use super::Engine;
 use super::cell::{KeysetCell, Writer};
 use super::reconcile::chain;
 use crate::clock::Reading;
+use crate::keyring::name::Name;
 use crate::keyring::record::{KeyState, Keyring};
 use crate::keyring::time::{Span, Timestamp};
-use crate::store::ledger::{LedgerError, Loaded};
+use crate::store::ledger::{Ledger, LedgerError, Loaded};
 use crate::store::shared::{Heads, Revision, SharedStore};
 use crate::store::{Digest, Document, StoreError};
 
@@ -281,14 +282,7 @@ impl Engine {
     /// one that can. The caller holds the writer.
     pub(super) async fn load_again(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
-        let loaded = match ledger.load(&cell.name).await {
-            // The installation may have changed together with the keyring.
-            Err(error) if error.is_distrust() => match ledger.refresh().await {
-                Ok(()) => ledger.load(&cell.name).await,
-                Err(error) => Err(error),
-            },
-            loaded => loaded,
-        };
+        let loaded = load_current(ledger, &cell.name).await;
         let refused = match loaded {
             Ok(Some(loaded)) => {
                 match lost_revocation(&cell.snapshot.load().keyring, &loaded.keyring, ledger.locate(&cell.name)) {
@@ -408,6 +402,18 @@ impl Engine {
     /// Keysets or issuers came, or may have.
     pub(super) fn completeness_changed(&self) {
         self.complete.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A keyring as stored. What cannot be trusted of a shared store is looked at once more: the installation may have changed
+/// together with the keyring, after it was read.
+pub(super) async fn load_current(ledger: &Ledger, name: &Name) -> Result<Option<Loaded>, LedgerError> {
+    match ledger.load(name).await {
+        Err(error) if error.is_distrust() && ledger.shared().is_some() => {
+            ledger.refresh().await?;
+            ledger.load(name).await
+        }
+        loaded => loaded,
     }
 }
 

@@ -86,7 +86,8 @@ impl Engine {
         if !delay.is_zero() {
             self.removals_wait.store((self.clock.boot() + delay).as_millis(), Ordering::Relaxed);
         }
-        if gap > longest && !longest.is_zero() {
+        // Who removes nothing has nothing to wait with, and without a state of its own it is away at every start.
+        if gap > longest && !longest.is_zero() && !self.is_reader() {
             tracing::warn!(gap = %gap, delay = %longest, "the daemon was away for longer than any overlap; removals wait once more");
         }
         if let Some(confirmed) = alive.confirmed.filter(|_| !reading.frozen) {

@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify};
 
 use super::cell::{Directory, IssuerCell, KeysetCell, RemoteHealth, Route, RouteKind, SigningPool, Writer};
+use super::following::load_current;
 use super::reconcile::chain;
 use super::snapshot::{KeysetSnapshot, Wanted};
 use super::{Declared, Engine};
@@ -214,7 +215,10 @@ impl Engine {
     async fn load(&self, name: &Name) -> Result<Option<(Keyring, Option<Loaded>)>, LedgerError> {
         match (self.ledger(), self.claims.load_full()) {
             (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (keyring, None))),
-            (ledger, _) => Ok(ledger?.load(name).await?.map(|loaded| (loaded.keyring.clone(), Some(loaded)))),
+            (ledger, _) => {
+                let loaded = load_current(ledger?, name).await?;
+                Ok(loaded.map(|loaded| (loaded.keyring.clone(), Some(loaded))))
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
-use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
@@ -61,7 +61,7 @@ impl Common {
         link: Arc<Link>,
         own: Arc<MemoryStore>,
     ) -> Replica {
-        let declared: Vec<Declared> = policies.iter().map(|(keyset, policy)| declare(keyset, policy.clone())).collect();
+        let declared = declare_all(policies);
         let engine = self.boot(role, clock, &declared, link.clone(), own).await.unwrap();
         Replica { engine, link, clock: clock.clone() }
     }
@@ -75,30 +75,80 @@ impl Common {
         shared: Arc<dyn SharedStore>,
         own: Arc<dyn Store>,
     ) -> Result<Arc<Engine>, String> {
-        let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
+        let ledger = self.open_over(role, clock, shared, own).await?;
+        self.run(ledger, role, clock, declared).await
+    }
+
+    /// The first thing that a start does.
+    pub async fn open(
+        &self,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        link: &Arc<Link>,
+        own: Arc<MemoryStore>,
+    ) -> Arc<Ledger> {
+        self.open_over(role, clock, link.clone(), own).await.unwrap()
+    }
+
+    /// The rest of it.
+    pub async fn start_with(
+        &self,
+        ledger: Arc<Ledger>,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        policies: &[(&str, Policy)],
+        link: Arc<Link>,
+    ) -> Replica {
+        let engine = self.run(ledger, role, clock, &declare_all(policies)).await.unwrap();
+        Replica { engine, link, clock: clock.clone() }
+    }
+
+    async fn open_over(
+        &self,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        shared: Arc<dyn SharedStore>,
+        own: Arc<dyn Store>,
+    ) -> Result<Arc<Ledger>, String> {
         let store = Arc::new(Split::new(shared, own));
         let ledger = match role {
             ReplicaRole::Signer => Ledger::open(store, std::slice::from_ref(&self.seal)).await,
             _ => {
                 let seal = self.seal.clone();
                 let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal) };
-                Ledger::initialise(store, SealEvidence::Unknown, make, trusted.now()).await
+                Ledger::initialise(store, SealEvidence::Unknown, make, clock.wall()).await
             }
         };
-        let ledger = Arc::new(ledger.map_err(|error| error.to_string())?);
+        ledger.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    async fn run(
+        &self,
+        ledger: Arc<Ledger>,
+        role: ReplicaRole,
+        clock: &Arc<ManualClock>,
+        declared: &[Declared],
+    ) -> Result<Arc<Engine>, String> {
+        let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
         let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
         let settings =
             Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
         let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
         let declared = if role == ReplicaRole::Signer { &[] } else { declared };
         engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
-        let _ = engine.look_at_store(Span::ZERO).await;
         engine.resume().await;
+        let _ = engine.look_at_store(Span::ZERO).await;
+        let _ = engine.attend_once().await;
         engine.reconcile_all().await;
+        engine.give_up_first_keys().await;
         engine.confirm_created().await.map_err(|error| error.to_string())?;
         engine.opened().await;
         Ok(engine)
     }
+}
+
+fn declare_all(policies: &[(&str, Policy)]) -> Vec<Declared> {
+    policies.iter().map(|(keyset, policy)| declare(keyset, policy.clone())).collect()
 }
 
 pub fn declare(keyset: &str, policy: Policy) -> Declared {

@@ -614,7 +614,7 @@ pub fn unix_now() -> Duration {
 }
 
 /// Loopback only, whatever proxies the environment names.
-fn http_client() -> reqwest::ClientBuilder {
+pub fn http_client() -> reqwest::ClientBuilder {
     Client::builder().no_proxy().timeout(REQUEST_TIMEOUT)
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jwksd::config::Secret;
 use jwksd::store::postgres::{DEFAULT_SCHEMA, PostgresSettings, PostgresStore};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::OnceCell;
 
 use super::ports::ReservedPort;
@@ -27,6 +28,17 @@ pub struct PostgresServer {
     port: ReservedPort,
     folder: PathBuf,
     keeper: Child,
+}
+
+/// A server that stands still. Dropping this lets it go on.
+pub struct Paused {
+    processes: Vec<i32>,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        signal(&self.processes, Signal::CONT);
+    }
 }
 
 /// A database of its own.
@@ -57,7 +69,8 @@ impl PostgresServer {
         tokio::task::spawn_blocking(move || PostgresServer::start_blocking(&settings)).await.expect("it does not panic")
     }
 
-    fn start_blocking(settings: &[(String, String)]) -> PostgresServer {
+    /// As [`start`](Self::start), in the network namespace of this thread.
+    pub fn start_blocking(settings: &[(String, String)]) -> PostgresServer {
         let server = PostgresServer::empty();
         let password_file = server.folder.join("password");
         server.write("password", PASSWORD);
@@ -162,6 +175,46 @@ impl PostgresServer {
     /// Makes a standby a primary, and returns when it is one.
     pub fn promote(&self) {
         succeed(self.control().args(["-w", "-s", "promote"]));
+    }
+
+    /// Stops it in good order, whoever is connected.
+    pub fn stop(&self) {
+        succeed(self.control().args(["-w", "-s", "-m", "fast", "stop"]));
+    }
+
+    /// While it is stopped: keeps a copy of its files.
+    pub fn keep_copy(&self, name: &str) {
+        let mut copy = Command::new("cp");
+        succeed(as_postgres(&mut copy).arg("-a").arg(self.data()).arg(self.folder.join(name)));
+    }
+
+    /// While it is stopped: a copy takes the place of its files, and the other way around.
+    pub fn exchange(&self, name: &str) {
+        let (data, copy, aside) = (self.data(), self.folder.join(name), self.folder.join("aside"));
+        for (from, to) in [(&data, &aside), (&copy, &data), (&aside, &copy)] {
+            std::fs::rename(from, to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        }
+    }
+
+    /// Lets nothing in it run until what is returned is dropped.
+    pub fn pause(&self) -> Paused {
+        let pids = std::fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
+        let postmaster: i32 = pids.lines().next().expect("a line").parse().expect("a process id");
+        let mut processes = vec![postmaster];
+        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+        signal(&processes, Signal::STOP);
+        let children = std::fs::read_to_string(children).expect("Linux tells the children");
+        processes.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().expect("a process id")));
+        signal(&processes, Signal::STOP);
+        Paused { processes }
+    }
+
+    /// Lets hosts of a network log in.
+    pub fn let_in(&self, network: &str) {
+        let path = self.data().join("pg_hba.conf");
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).expect("initdb wrote it");
+        writeln!(file, "host all all {network} scram-sha-256").expect("the disk has room");
+        self.reload();
     }
 
     pub fn reload(&self) {
@@ -281,6 +334,13 @@ fn user_of_postgres() -> Option<(u32, u32)> {
         String::from_utf8_lossy(&output.stdout).trim().parse().expect("Debian's package makes the user `postgres`")
     };
     rustix::process::geteuid().is_root().then(|| (id("-u"), id("-g")))
+}
+
+/// Some may be gone.
+fn signal(processes: &[i32], signal: Signal) {
+    for pid in processes.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+        let _ = kill_process(pid, signal);
+    }
 }
 
 fn succeed(command: &mut Command) {
