@@ -36,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// For how long nothing happens while the load of that is taken.
 const AT_REST: Duration = Duration::from_secs(15);
 
-/// Signers look every eighth of a minute (`publish_lag` / 3) and report every 5 to 6 s (`publish_lag` / 4), four times as
-/// often as with the default.
+/// Signers look every 8 s (`publish_lag` / 3) and report every 5 to 6 s (`publish_lag` / 4), twice to three times as
+/// often as with the default of a minute.
 const TABLES: &str = r#"
 [issuer.main]
 url = "https://issuer.example.test"
