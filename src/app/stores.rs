@@ -37,11 +37,7 @@ impl RawStore {
         match &config.store.kind {
             StoreKind::File { path } if !exists(path) => Err(AppError::NotInitialised { path: path.clone() }),
             StoreKind::File { path } => Ok(Self::file(FileStore::open(path)?)),
-            StoreKind::Postgres(postgres) => {
-                let database = Arc::new(self::postgres(postgres, environment)?);
-                let store = Split::new(database.clone(), own()?);
-                Ok(RawStore { store: Arc::new(store), postgres: Some(database) })
-            }
+            StoreKind::Postgres(postgres) => Self::over_postgres(postgres, environment, own()?),
             StoreKind::Upstream(upstream) => {
                 let managers: Arc<dyn SharedStore> = Arc::new(self::upstream(upstream, environment)?);
                 Ok(RawStore { store: Arc::new(Split::new(managers, own()?)), postgres: None })
@@ -57,8 +53,9 @@ impl RawStore {
                 "store.kind: managers write what an upstream store reads: run this command with a manager's configuration"
                     .to_owned(),
             ])),
-            StoreKind::Postgres(_) => {
-                let raw = Self::open_existing(config, environment)?;
+            StoreKind::Postgres(postgres) => {
+                // Not over its state_path: a replica may run on that while the tables are brought up to date.
+                let raw = Self::over_postgres(postgres, environment, Arc::new(MemoryStore::new()))?;
                 raw.migrate().await?;
                 Ok(raw)
             }
@@ -80,6 +77,12 @@ impl RawStore {
             Some(postgres) => Ok(postgres.migrate().await?),
             None => Ok(()),
         }
+    }
+
+    fn over_postgres(postgres: &Postgres, environment: &Environment, own: Arc<dyn Store>) -> Result<Self, AppError> {
+        let database = Arc::new(self::postgres(postgres, environment)?);
+        let store = Arc::new(Split::new(database.clone(), own));
+        Ok(RawStore { store, postgres: Some(database) })
     }
 
     fn file(store: FileStore) -> Self {

@@ -103,6 +103,7 @@ impl Signer {
         let token = Token::Fixed(Secret::new(common.token.as_bytes()).unwrap());
         let mut settings = UpstreamSettings::new(common.urls.clone(), token);
         settings.ca_file = Some(common.ca_file.clone());
+        settings.keysets = Some(vec![Name::parse(KEYSET).unwrap()]);
         let store = UpstreamStore::open(settings, clock.clone()).unwrap();
         let managers = Arc::new(Counted { store, requests: common.requests.clone() });
         let store = Arc::new(Split::new(managers, Arc::new(MemoryStore::new())));
@@ -131,12 +132,6 @@ impl Signer {
 
     pub fn is_frozen(&self) -> bool {
         self.cell().snapshot.load().frozen.is_some()
-    }
-
-    /// How long ago a manager last confirmed what it shows.
-    pub fn confirmed_ago(&self) -> Duration {
-        let at = self.cell().confirmed_at().expect("a shared store confirms");
-        Span::from_millis(self.engine.clock.boot().as_millis().saturating_sub(at)).to_std()
     }
 
     /// The key that its next token has.

@@ -49,6 +49,7 @@ pub struct Database {
 }
 
 /// URLs of a database for each of the roles.
+#[derive(Clone)]
 pub struct Roles {
     pub owner: String,
     pub manager: String,

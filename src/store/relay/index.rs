@@ -13,6 +13,9 @@ use crate::store::shared::{Heads, Revision};
 use crate::store::wire::{Disputed, IndexBody, IndexEntry, path_of};
 use crate::store::{Digest, Document};
 
+/// The most different indexes of some keysets that are kept rendered.
+const MOST_PARTIAL: usize = 64;
+
 /// An index, rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
@@ -35,6 +38,8 @@ pub(super) struct Served {
     /// When the store held all that is not disputed: in boot time, in milliseconds, negative before the boot.
     confirmed: Option<i64>,
     whole: Option<Arc<Index>>,
+    /// Those of some keysets: replicas with the same configuration ask for the same ones.
+    partial: BTreeMap<Vec<Name>, Arc<Index>>,
     /// Nothing that is missing is about to come.
     settled: bool,
 }
@@ -73,7 +78,7 @@ impl Served {
         }
         let record = Record { bytes: Bytes::copy_from_slice(bytes), digest };
         self.records.insert(document.clone(), Kept { record, generation });
-        self.whole = None;
+        self.forget_rendered();
         if let Some(latest) = &self.latest {
             if latest.documents.get(document) == Some(&digest) {
                 self.lagging.remove(document);
@@ -114,7 +119,7 @@ impl Served {
         let changed = disputed != self.disputed;
         if changed {
             self.disputed = disputed;
-            self.whole = None;
+            self.forget_rendered();
         }
         self.confirm();
         changed
@@ -143,8 +148,15 @@ impl Served {
             self.whole = Some(index.clone());
             return Ok(index);
         };
+        if let Some(index) = self.partial.get(keysets) {
+            return Ok(index.clone());
+        }
         let there = |name: &&Name| self.created.contains(*name) || self.kept_keyring(name);
-        Ok(Arc::new(self.render(&keysets.iter().filter(there).collect())))
+        let index = Arc::new(self.render(&keysets.iter().filter(there).collect()));
+        if self.partial.len() < MOST_PARTIAL {
+            self.partial.insert(keysets.to_vec(), index.clone());
+        }
+        Ok(index)
     }
 
     pub fn record(&self, document: &Document) -> Result<Option<Record>, NotAdmitted> {
@@ -156,6 +168,11 @@ impl Served {
             Document::Keyring(name) if known && !self.created.contains(name) => Ok(None),
             _ => Err(NotAdmitted),
         }
+    }
+
+    fn forget_rendered(&mut self) {
+        self.whole = None;
+        self.partial.clear();
     }
 
     fn confirm(&mut self) {
