@@ -7,6 +7,7 @@
 mod error;
 mod initialise;
 mod installation;
+mod migrate;
 mod recover;
 mod reseal;
 mod seen;
@@ -22,6 +23,7 @@ use tokio::sync::Mutex;
 pub use self::error::LedgerError;
 pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
+pub use self::migrate::{MigrateError, Migrated, Site, migrate_store};
 pub use self::recover::{Evidence, RecoverError, RecoveredKeyset, RecoveryOutcome, RecoveryRequest, recover_store};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
@@ -146,6 +148,25 @@ impl Ledger {
     /// Opens an initialised store with the key-encryption keys that are configured, the primary one first. Reads and
     /// authenticates the installation, and checks that every keyring it lists is there.
     pub async fn open(store: Arc<dyn Store>, keks: &[Arc<dyn KeyEncryptionKey>]) -> Result<Ledger, LedgerError> {
+        match migrate::refuse_unfinished(store.as_ref()).await {
+            // It starts from copies of what was complete.
+            Err(LedgerError::Store(_)) if store.shared().is_some() => {}
+            finished => finished?,
+        }
+        let ledger = Self::open_records(store, keks).await?;
+        match end_initialisation(ledger.store.as_ref()).await {
+            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
+            Err(_) if ledger.store.shared().is_some() => {}
+            ended => ended?,
+        }
+        Ok(ledger)
+    }
+
+    /// The same, whatever is unfinished.
+    async fn open_records(
+        store: Arc<dyn Store>,
+        keks: &[Arc<dyn KeyEncryptionKey>],
+    ) -> Result<Ledger, LedgerError> {
         let location = store.locate(&Document::Installation);
         let not_initialised = || LedgerError::NotInitialised { location: location.clone() };
         let bytes = store.read(&Document::Installation).await?.ok_or_else(not_initialised)?;
@@ -155,11 +176,6 @@ impl Ledger {
         let record = unverified.authenticate(&location, &keys)?;
         let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        match end_initialisation(store.as_ref()).await {
-            // A replica that only reads leaves it to the others, and one that starts from its copies has no other choice.
-            Err(_) if store.shared().is_some() => {}
-            ended => ended?,
-        }
         Ok(Ledger {
             store,
             keys: Arc::new(keys),
