@@ -67,7 +67,7 @@ pub(super) fn recover(global: &Global, args: RecoverArgs) -> Outcome {
         };
         let refused = |error| Failure::Failed(crate::engine::chain(&error));
         let planned = recover_store(store.clone(), &keks, &request(true)).await.map_err(refused)?;
-        if args.action.request.dry_run || planned.keysets.is_empty() && planned.installation_is_intact {
+        if args.action.request.dry_run || planned.is_nothing() {
             return print(global, &planned, true);
         }
         if !args.action.yes {
@@ -138,6 +138,9 @@ fn described(outcome: &RecoveryOutcome) -> String {
     for keyset in &outcome.keysets {
         text.push_str(&line(keyset));
     }
+    for keyset in &outcome.renewed {
+        text.push_str(&format!("{keyset}: nothing is left of it; it begins anew, and its first key waits for propagation\n"));
+    }
     if !outcome.installation_is_intact {
         text.push_str("the installation's record is written anew\n");
     }
@@ -155,7 +158,7 @@ fn line(keyset: &RecoveredKeyset) -> String {
         format!("{}: goes on from {}, as generation {}; {signs}\n", keyring.keyset, keyset.base, keyring.generation);
     let lists = [
         ("stay published until their tokens have expired", &recovered.kept),
-        ("are revoked, as another copy says", &recovered.revoked),
+        ("are revoked, as another copy or the served keys say", &recovered.revoked),
         ("are published now and wait for propagation", &recovered.waiting),
         ("have private keys left in their backend that nothing refers to", &recovered.abandoned),
     ];
@@ -183,9 +186,9 @@ fn print(global: &Global, outcome: &RecoveryOutcome, dry_run: bool) -> Outcome {
                     })
                 })
                 .collect();
-            println!("{:#}", json!({ "dry_run": dry_run, "keysets": keysets, "not_used": outcome.unusable }));
+            println!("{:#}", json!({ "dry_run": dry_run, "keysets": keysets, "renewed": outcome.renewed, "not_used": outcome.unusable }));
         }
-        Output::Text if outcome.keysets.is_empty() && outcome.installation_is_intact => {
+        Output::Text if outcome.is_nothing() => {
             for problem in &outcome.unusable {
                 println!("not used: {problem}");
             }
