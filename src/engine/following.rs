@@ -222,21 +222,19 @@ impl Engine {
     /// one that can. The caller holds the writer.
     pub(super) async fn load_again(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
-        let loaded = match ledger.load(&cell.name).await {
+        let shown = cell.snapshot.load().keyring.clone();
+        let accept =
+            |found: &Keyring| lost_revocation(&shown, found, ledger.locate(&cell.name)).map_or(Ok(()), Err);
+        let loaded = match ledger.load_if(&cell.name, accept).await {
             // The installation may have changed together with the keyring.
             Err(error) if error.is_distrust() => match ledger.refresh().await {
-                Ok(()) => ledger.load(&cell.name).await,
+                Ok(()) => ledger.load_if(&cell.name, accept).await,
                 Err(error) => Err(error),
             },
             loaded => loaded,
         };
         let refused = match loaded {
-            Ok(Some(loaded)) => {
-                match lost_revocation(&cell.snapshot.load().keyring, &loaded.keyring, ledger.locate(&cell.name)) {
-                    None => return self.show_adopted(cell, writer, loaded).await,
-                    Some(error) => error,
-                }
-            }
+            Ok(Some(loaded)) => return self.show_adopted(cell, writer, loaded).await,
             Ok(None) => return Ok(()),
             Err(error) if error.is_distrust() => error,
             Err(error) => return Err(error),

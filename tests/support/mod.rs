@@ -38,6 +38,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// One request's time limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+const FILE_STORE: &str = "kind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"";
+
 /// A daemon to be started: listeners, store, seal and one operator are set up; issuers and keysets are the test's.
 pub struct DaemonBuilder {
     tables: String,
@@ -45,6 +47,8 @@ pub struct DaemonBuilder {
     seal: String,
     /// What stands in `[store]`, for a signer of somebody else's records, who has no admin listener.
     signer_store: Option<String>,
+    /// What stands in `[store]` of everybody else.
+    store: String,
     signer: Signer,
     environment: Vec<(String, String)>,
 }
@@ -100,6 +104,7 @@ impl Daemon {
             tables: String::new(),
             seal,
             signer_store: None,
+            store: FILE_STORE.to_owned(),
             signer: Signer::Loopback,
             environment: Vec::new(),
         }
@@ -280,6 +285,19 @@ impl Daemon {
         self.builder.seal = toml.to_owned();
     }
 
+    /// Replaces what stands in `[store]` at the next start.
+    pub fn set_store(&mut self, toml: &str) {
+        self.builder.store = toml.to_owned();
+    }
+
+    /// Writes the configuration as it would be with this in `[store]`, as a file of its own.
+    pub fn write_config(&mut self, name: &str, store: &str) {
+        let own = std::mem::replace(&mut self.builder.store, store.to_owned());
+        let config = self.builder.config(&self.listen);
+        self.builder.store = own;
+        std::fs::write(self.path(name), config).expect("the folder is writable");
+    }
+
     /// Runs the binary with another command beside the daemon, in its folder, with its configuration and environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
@@ -407,9 +425,11 @@ impl DaemonBuilder {
         }
         toml.push_str("[log]\nformat = \"json\"\n\n");
         let store = self.signer_store.as_ref().map(|store| format!("[store]\n{store}\n\n"));
-        let own = "[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n\
-             [store]\nkind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"\n\n";
-        toml.push_str(store.as_deref().unwrap_or(own));
+        let own = format!(
+            "[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n[store]\n{}\n\n",
+            self.store
+        );
+        toml.push_str(store.as_deref().unwrap_or(&own));
         let _ = writeln!(toml, "[seal]\n{}\n", self.seal);
         toml + &self.tables
     }

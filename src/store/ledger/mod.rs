@@ -299,7 +299,16 @@ impl Ledger {
     /// The keyring of a registered keyset; `None` only if it was never written. It is authentic, of this keyset and
     /// lineage, and not older than what was seen before.
     pub async fn load(&self, keyset: &Name) -> Result<Option<Loaded>, LedgerError> {
-        Ok(self.load_with_data_key(keyset).await?.map(|(loaded, _)| loaded))
+        self.load_if(keyset, |_| Ok(())).await
+    }
+
+    /// The same, if `accept` takes it: what is not taken is neither marked as seen nor kept.
+    pub async fn load_if(
+        &self,
+        keyset: &Name,
+        accept: impl Fn(&Keyring) -> Result<(), LedgerError> + Send,
+    ) -> Result<Option<Loaded>, LedgerError> {
+        Ok(self.load_with_data_key(keyset, accept).await?.map(|(loaded, _)| loaded))
     }
 
     /// Stores `next` in the place of `current` (`None`: the first generation). Durable when this returns.
@@ -363,7 +372,11 @@ impl Ledger {
         Ok(overwrite(self.store.as_ref(), &Document::Alive, &bytes).await?)
     }
 
-    async fn load_with_data_key(&self, keyset: &Name) -> Result<Option<(Loaded, String)>, LedgerError> {
+    async fn load_with_data_key(
+        &self,
+        keyset: &Name,
+        accept: impl Fn(&Keyring) -> Result<(), LedgerError> + Send,
+    ) -> Result<Option<(Loaded, String)>, LedgerError> {
         let installation = self.installation();
         let entry = installation.keysets.get(keyset);
         let location = self.locate(keyset);
@@ -382,6 +395,7 @@ impl Ledger {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
+        accept(&keyring)?;
         let mark = mark.admit(&Position::of(&record), &keyring.supersedes, &bytes).await?;
         Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
     }
