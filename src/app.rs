@@ -43,7 +43,7 @@ use crate::store::wire::LONGEST_REPORT;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
-pub use storage::{Initialised, initialise, open_for_maintenance};
+pub use storage::{Initialised, Maintained, initialise, open_for_maintenance, open_for_migration};
 
 /// Why the daemon did not start, or ended with a failure.
 #[derive(Debug, thiserror::Error)]

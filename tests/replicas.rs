@@ -5,6 +5,8 @@
 
 #[path = "replicas/hub.rs"]
 mod hub;
+#[path = "replicas/recovery.rs"]
+mod recovery;
 #[path = "replicas/replica.rs"]
 mod replica;
 

@@ -8,12 +8,12 @@ use super::access::{AccessError, Environment, fresh_token, process_environment};
 use super::stores::{self, RawStore};
 use crate::aws_kms::SdkKms;
 use crate::clock::TrustedClock;
-use crate::config::{Config, Initialise, ProcessRole, SealKey, SecretSource};
+use crate::config::{Config, Initialise, ProcessRole, SealKey, SecretSource, StoreKind};
 use crate::keyring::time::{Span, Timestamp};
 use crate::seal::aws_kms::{AwsKmsKey, CallCounter};
 use crate::seal::file::{FileKey, write_new};
 use crate::seal::{KeyEncryptionKey, SealError};
-use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Unauthenticated};
+use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Site, Unauthenticated};
 use crate::store::memory::MemoryStore;
 use crate::store::relay::Relay;
 use crate::store::{Document, Store, StoreError};
@@ -173,12 +173,40 @@ pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, 
     Ok(Initialised { made, already: false })
 }
 
-/// Opens an initialised store with nobody else in it: for `reseal`.
-pub async fn open_for_maintenance(
-    config: &Config,
-) -> Result<(Arc<dyn Store>, Vec<Arc<dyn KeyEncryptionKey>>), AppError> {
+/// Opens an initialised store with nobody else in it: for `reseal` and `recover`.
+pub async fn open_for_maintenance(config: &Config) -> Result<Maintained, AppError> {
     let raw = RawStore::open_existing(config, &process_environment())?;
-    Ok((raw.store, keys(config, &Arc::default())?))
+    Ok(Maintained { store: raw.store, keks: keys(config, &Arc::default())?, own: raw.own })
+}
+
+/// A store that nobody else in this machine uses.
+pub struct Maintained {
+    pub store: Arc<dyn Store>,
+    /// The one that seals first.
+    pub keks: Vec<Arc<dyn KeyEncryptionKey>>,
+    /// Where this replica of a shared store keeps what it remembers, and the store there.
+    pub own: Option<(PathBuf, Arc<dyn Store>)>,
+}
+
+/// Opens the store that is there and makes the one that its records are to move to: for `migrate`.
+pub async fn open_for_migration(from: &Config, to: &Config) -> Result<(Site, Site), AppError> {
+    let path = |config: &Config| config.store.file_path().map(|path| path.canonicalize().unwrap_or(path.clone()));
+    if path(from).is_some() && path(from) == path(to) {
+        return Err(AppError::Unfit(vec![format!(
+            "store.path: both configurations name the store {}: name another one to move to",
+            path(to).unwrap_or_default().display()
+        )]));
+    }
+    if matches!(from.store.kind, StoreKind::Upstream(_)) {
+        return Err(AppError::Unfit(vec![
+            "store.kind: an upstream store holds nothing of its own: run this command with a manager's configuration"
+                .to_owned(),
+        ]));
+    }
+    let source = RawStore::open_existing(from, &process_environment())?;
+    let (from, keks) = (Site { store: source.store, keks: keys(from, &Arc::default())? }, keys(to, &Arc::default())?);
+    let target = RawStore::create(to, &process_environment()).await?;
+    Ok((from, Site { store: target.store, keks }))
 }
 
 pub(super) async fn memory(

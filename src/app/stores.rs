@@ -1,6 +1,6 @@
 //! From `[store]` to a store: what its kind needs, and nothing of what is in it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
@@ -20,6 +20,8 @@ pub(super) struct RawStore {
     pub store: Arc<dyn Store>,
     /// Its tables may have to be made first.
     postgres: Option<Arc<PostgresStore>>,
+    /// What this replica of a shared store remembers durably, and where.
+    pub own: Option<(PathBuf, Arc<dyn Store>)>,
 }
 
 impl RawStore {
@@ -33,14 +35,21 @@ impl RawStore {
 
     /// Only what is there.
     pub fn open_existing(config: &Config, environment: &Environment) -> Result<Self, AppError> {
-        let own = || own(config.store.state_path.as_deref());
+        let kept = || own(config.store.state_path.as_deref());
+        let named = |own: &Arc<dyn Store>| config.store.state_path.clone().map(|path| (path, own.clone()));
         match &config.store.kind {
             StoreKind::File { path } if !exists(path) => Err(AppError::NotInitialised { path: path.clone() }),
             StoreKind::File { path } => Ok(Self::file(FileStore::open(path)?)),
-            StoreKind::Postgres(postgres) => Self::over_postgres(postgres, environment, own()?),
+            StoreKind::Postgres(postgres) => {
+                let own = kept()?;
+                let raw = Self::over_postgres(postgres, environment, own.clone())?;
+                Ok(RawStore { own: named(&own), ..raw })
+            }
             StoreKind::Upstream(upstream) => {
                 let managers: Arc<dyn SharedStore> = Arc::new(self::upstream(upstream, environment)?);
-                Ok(RawStore { store: Arc::new(Split::new(managers, own()?)), postgres: None })
+                let own = kept()?;
+                let store = Arc::new(Split::new(managers, own.clone()));
+                Ok(RawStore { store, postgres: None, own: named(&own) })
             }
         }
     }
@@ -82,11 +91,11 @@ impl RawStore {
     fn over_postgres(postgres: &Postgres, environment: &Environment, own: Arc<dyn Store>) -> Result<Self, AppError> {
         let database = Arc::new(self::postgres(postgres, environment)?);
         let store = Arc::new(Split::new(database.clone(), own));
-        Ok(RawStore { store, postgres: Some(database) })
+        Ok(RawStore { store, postgres: Some(database), own: None })
     }
 
     fn file(store: FileStore) -> Self {
-        RawStore { store: Arc::new(store), postgres: None }
+        RawStore { store: Arc::new(store), postgres: None, own: None }
     }
 }
 

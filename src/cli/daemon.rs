@@ -1,7 +1,7 @@
 //! `serve`, `init` and `reseal`.
 
 use super::{Failure, Global, Outcome, Output};
-use crate::app::{App, AppError, Storage, initialise, open_for_maintenance, stop_signal, system_now};
+use crate::app::{App, AppError, Maintained, Storage, initialise, open_for_maintenance, stop_signal, system_now};
 use crate::backend::KeyIdentity;
 use crate::backend::local::associated_data;
 use crate::config::{Loaded, LogFormat, Source, load};
@@ -76,7 +76,7 @@ pub(super) fn init(global: &Global) -> Outcome {
 pub(super) fn reseal(global: &Global) -> Outcome {
     let loaded = read(&global.source())?;
     super::in_runtime(async {
-        let (store, keys) = open_for_maintenance(&loaded.config).await.map_err(failed)?;
+        let Maintained { store, keks: keys, .. } = open_for_maintenance(&loaded.config).await.map_err(failed)?;
         let bind = |keyring: &Keyring, key: &Key, keys: &DataKeys| {
             let identity = KeyIdentity {
                 installation: keys.installation().to_owned(),

@@ -21,6 +21,7 @@ mod config;
 mod daemon;
 mod demo;
 mod keysets;
+mod migrate;
 mod print;
 mod recover;
 mod render;
@@ -218,6 +219,8 @@ enum Command {
     Verifiers,
     /// Re-encrypt everything under the configured seal key (all daemons must be stopped)
     Reseal,
+    /// Move everything into another store (all daemons must be stopped)
+    Migrate(migrate::MigrateArgs),
     /// Go on after a store was restored from an older copy, or two writers diverged
     Recover(recover::RecoverArgs),
     /// Ask the daemon whether it is ready
@@ -311,6 +314,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve { demo: true } => demo::serve(),
         Command::Init => daemon::init(&global),
         Command::Reseal => daemon::reseal(&global),
+        Command::Migrate(args) => migrate::migrate(&global, &args),
         Command::Recover(args) => recover::recover(&global, args),
         Command::Check => config::check(&global),
         Command::Verifiers => config::verifiers(&global),
@@ -356,6 +360,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         Command::Serve { .. }
         | Command::Init
         | Command::Reseal
+        | Command::Migrate(_)
         | Command::Recover(_)
         | Command::Check
         | Command::Verifiers

@@ -1,6 +1,6 @@
 //! `jwksd recover`: after a store was restored from an older copy, or two writers diverged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::client::fetch;
 use super::daemon::{failed, read};
 use super::keysets::confirm;
 use super::{Action, Failure, Global, Outcome, Output, in_runtime};
-use crate::app::{open_for_maintenance, system_now};
+use crate::app::{Maintained, open_for_maintenance, system_now};
 use crate::clock::SystemClock;
 use crate::keyring::jwk::parse_jwks;
 use crate::keyring::name::Name;
@@ -46,9 +46,11 @@ pub(super) struct RecoverArgs {
 pub(super) fn recover(global: &Global, args: RecoverArgs) -> Outcome {
     let loaded = read(&global.source())?;
     in_runtime(async {
-        let (store, keks) = open_for_maintenance(&loaded.config).await.map_err(failed)?;
-        let evidence = args.from.iter().map(|from| evidence(from, &args, global)).collect::<Result<Vec<_>, _>>()?;
-        let keysets = store.keysets().await.map_err(|error| Failure::Failed(error.to_string()))?;
+        let Maintained { store, keks, own } = open_for_maintenance(&loaded.config).await.map_err(failed)?;
+        let named = args.from.iter().map(|from| evidence(from, &args, global));
+        let kept = own.map(|(path, store)| Ok(Evidence { store, label: path.display().to_string() }));
+        let evidence = named.chain(kept).collect::<Result<Vec<_>, _>>()?;
+        let keysets = keysets(store.as_ref(), &evidence).await?;
         let mut served: BTreeMap<Name, Vec<ServedKey>> = BTreeMap::new();
         for source in &args.jwks {
             let (keyset, keys) = served_keys(source, &keysets, global).await?;
@@ -65,7 +67,7 @@ pub(super) fn recover(global: &Global, args: RecoverArgs) -> Outcome {
         };
         let refused = |error| Failure::Failed(crate::engine::chain(&error));
         let planned = recover_store(store.clone(), &keks, &request(true)).await.map_err(refused)?;
-        if args.action.request.dry_run || planned.keysets.is_empty() && planned.installation_is_intact {
+        if args.action.request.dry_run || planned.is_nothing() {
             return print(global, &planned, true);
         }
         if !args.action.yes {
@@ -74,6 +76,16 @@ pub(super) fn recover(global: &Global, args: RecoverArgs) -> Outcome {
         let done = recover_store(store, &keks, &request(false)).await.map_err(refused)?;
         print(global, &done, false)
     })
+}
+
+/// Of every place: a record may be lost in the store.
+async fn keysets(store: &dyn Store, evidence: &[Evidence]) -> Result<Vec<Name>, Failure> {
+    let mut names = BTreeSet::new();
+    for store in std::iter::once(store).chain(evidence.iter().map(|evidence| evidence.store.as_ref())) {
+        let found = store.keysets().await.map_err(|error| Failure::Failed(crate::engine::chain(&error)))?;
+        names.extend(found);
+    }
+    Ok(names.into_iter().collect())
 }
 
 fn evidence(from: &str, args: &RecoverArgs, global: &Global) -> Result<Evidence, Failure> {
@@ -126,6 +138,11 @@ fn described(outcome: &RecoveryOutcome) -> String {
     for keyset in &outcome.keysets {
         text.push_str(&line(keyset));
     }
+    for keyset in &outcome.renewed {
+        text.push_str(&format!(
+            "{keyset}: nothing is left of it; it begins anew, and its first key waits for propagation\n"
+        ));
+    }
     if !outcome.installation_is_intact {
         text.push_str("the installation's record is written anew\n");
     }
@@ -143,7 +160,7 @@ fn line(keyset: &RecoveredKeyset) -> String {
         format!("{}: goes on from {}, as generation {}; {signs}\n", keyring.keyset, keyset.base, keyring.generation);
     let lists = [
         ("stay published until their tokens have expired", &recovered.kept),
-        ("are revoked, as another copy says", &recovered.revoked),
+        ("are revoked, as another copy or the served keys say", &recovered.revoked),
         ("are published now and wait for propagation", &recovered.waiting),
         ("have private keys left in their backend that nothing refers to", &recovered.abandoned),
     ];
@@ -171,9 +188,12 @@ fn print(global: &Global, outcome: &RecoveryOutcome, dry_run: bool) -> Outcome {
                     })
                 })
                 .collect();
-            println!("{:#}", json!({ "dry_run": dry_run, "keysets": keysets, "not_used": outcome.unusable }));
+            println!(
+                "{:#}",
+                json!({ "dry_run": dry_run, "keysets": keysets, "renewed": outcome.renewed, "not_used": outcome.unusable })
+            );
         }
-        Output::Text if outcome.keysets.is_empty() && outcome.installation_is_intact => {
+        Output::Text if outcome.is_nothing() => {
             for problem in &outcome.unusable {
                 println!("not used: {problem}");
             }

@@ -282,14 +282,11 @@ impl Engine {
     /// one that can. The caller holds the writer.
     pub(super) async fn load_again(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
-        let loaded = load_current(ledger, &cell.name).await;
+        let shown = cell.snapshot.load().keyring.clone();
+        let accept = |found: &Keyring| lost_revocation(&shown, found, ledger.locate(&cell.name)).map_or(Ok(()), Err);
+        let loaded = load_current(ledger, &cell.name, accept).await;
         let refused = match loaded {
-            Ok(Some(loaded)) => {
-                match lost_revocation(&cell.snapshot.load().keyring, &loaded.keyring, ledger.locate(&cell.name)) {
-                    None => return self.show_adopted(cell, writer, loaded).await,
-                    Some(error) => error,
-                }
-            }
+            Ok(Some(loaded)) => return self.show_adopted(cell, writer, loaded).await,
             Ok(None) => return Ok(()),
             Err(error) if error.is_distrust() => error,
             Err(error) => return Err(error),
@@ -407,11 +404,15 @@ impl Engine {
 
 /// A keyring as stored. What cannot be trusted of a shared store is looked at once more: the installation may have changed
 /// together with the keyring, after it was read.
-pub(super) async fn load_current(ledger: &Ledger, name: &Name) -> Result<Option<Loaded>, LedgerError> {
-    match ledger.load(name).await {
+pub(super) async fn load_current(
+    ledger: &Ledger,
+    name: &Name,
+    accept: impl Fn(&Keyring) -> Result<(), LedgerError> + Send + Copy,
+) -> Result<Option<Loaded>, LedgerError> {
+    match ledger.load_if(name, accept).await {
         Err(error) if error.is_distrust() && ledger.shared().is_some() => {
             ledger.refresh().await?;
-            ledger.load(name).await
+            ledger.load_if(name, accept).await
         }
         loaded => loaded,
     }

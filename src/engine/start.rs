@@ -216,7 +216,7 @@ impl Engine {
         match (self.ledger(), self.claims.load_full()) {
             (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (keyring, None))),
             (ledger, _) => {
-                let loaded = load_current(ledger?, name).await?;
+                let loaded = load_current(ledger?, name, |_| Ok(())).await?;
                 Ok(loaded.map(|loaded| (loaded.keyring.clone(), Some(loaded))))
             }
         }

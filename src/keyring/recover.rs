@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::algorithm::Algorithm;
 use super::change::NewKey;
 use super::jwk::{Kid, PublicJwk};
-use super::record::{Key, KeyState, Keyring, Origin, Serial, Superseded};
+use super::record::{Key, KeyState, Keyring, Origin, Revocation, Serial, Superseded};
 use super::time::{Span, Timestamp};
 
 /// A key that is being served, of which no record may be left.
@@ -41,9 +41,9 @@ pub struct Recovered {
     pub base: usize,
     /// Keys of other histories, or only of the served document, that stay published until their tokens have expired.
     pub kept: Vec<Kid>,
-    /// Keys that are revoked because another history revoked them.
+    /// Keys that are revoked because another history revoked them, or no longer served them.
     pub revoked: Vec<Kid>,
-    /// Keys that must wait for propagation again, since verifiers are not served them.
+    /// Keys that must wait for propagation again, since verifiers may not be served them.
     pub waiting: Vec<Kid>,
     /// Private keys that nobody refers to any more: their serial is another key's. Their backend still has them.
     pub abandoned: Vec<Kid>,
@@ -61,12 +61,23 @@ pub fn recover(histories: &[Keyring], recovery: &Recovery<'_>) -> Option<Recover
     }
     for (at, history) in histories.iter().enumerate() {
         if at != base {
-            history.keys.iter().for_each(|key| merge.take_key(key));
+            history.keys.iter().for_each(|key| merge.take_key(key, history));
         }
     }
-    if let Some(served) = recovery.served {
-        served.iter().for_each(|key| merge.take_served(key));
-        merge.distrust_unserved(served);
+    match recovery.served {
+        Some(served) => {
+            served.iter().for_each(|key| merge.take_served(key));
+            let newest = histories[base].generation;
+            if recovery.seen.iter().any(|seen| seen.generation > newest) {
+                merge.revoke_unserved(served);
+            }
+            merge.distrust(|key| served.iter().any(|served| served.public == key.public));
+        }
+        None => {
+            let shows = |history: &Keyring, key: &Key| history.published().any(|shown| shown.public == key.public);
+            // The one that signs goes on: whether anybody was served without it is not known.
+            merge.distrust(|key| key.state == KeyState::Active || histories.iter().all(|history| shows(history, key)));
+        }
     }
     Some(merge.end(histories))
 }
@@ -110,48 +121,87 @@ impl<'a> Merge<'a> {
     }
 
     fn take_revocations(&mut self, history: &Keyring) {
-        let keyring = &mut self.result.keyring;
-        let known: BTreeSet<String> = keyring.banned.iter().cloned().collect();
-        keyring.banned.extend(history.banned.iter().filter(|banned| !known.contains(*banned)).cloned());
+        let known: BTreeSet<String> = self.result.keyring.banned.iter().cloned().collect();
         for theirs in history.keys.iter().filter(|key| key.state == KeyState::Revoked) {
             let same = |ours: &Key| ours.kid == theirs.kid || ours.public == theirs.public;
-            let Some(at) = self.result.keyring.keys.iter().position(same) else {
-                self.append(theirs, KeyState::Revoked);
-                continue;
-            };
-            let ours = &mut self.result.keyring.keys[at];
-            if ours.state != KeyState::Revoked {
-                ours.state = KeyState::Revoked;
-                ours.entered_at = self.recovery.now;
-                ours.revocation.clone_from(&theirs.revocation);
-                self.result.revoked.push(ours.kid.clone());
+            match self.result.keyring.keys.iter().position(same) {
+                Some(at) => self.revoke(at, theirs.revocation.clone()),
+                None if self.result.keyring.has_revoked(&theirs.kid, &theirs.public) => {}
+                None => self.append(theirs, history, KeyState::Revoked),
             }
         }
+        let fresh: Vec<String> = history.banned.iter().filter(|banned| !known.contains(*banned)).cloned().collect();
+        let banned = |key: &Key| {
+            let thumbprint = key.public.thumbprint();
+            fresh.iter().any(|text| text == key.kid.as_str() || text == thumbprint.as_str())
+        };
+        for at in 0..self.result.keyring.keys.len() {
+            if banned(&self.result.keyring.keys[at]) {
+                self.revoke(at, None);
+            }
+        }
+        self.result.keyring.banned.extend(fresh);
+    }
+
+    fn revoke(&mut self, at: usize, revocation: Option<Revocation>) {
+        let Recovery { actor, reason, now, .. } = *self.recovery;
+        let key = &mut self.result.keyring.keys[at];
+        if key.state == KeyState::Revoked {
+            return;
+        }
+        key.state = KeyState::Revoked;
+        key.entered_at = now;
+        key.revocation = revocation.or_else(|| {
+            let reason = reason.unwrap_or("recovered").to_owned();
+            Some(Revocation { reason, actor: actor.to_owned(), at: now })
+        });
+        self.result.revoked.push(key.kid.clone());
     }
 
     /// A key of another history: whatever state it had, from now on it is only verified with.
-    fn take_key(&mut self, theirs: &Key) {
-        let keyring = &self.result.keyring;
-        let known = keyring.keys.iter().any(|ours| ours.kid == theirs.kid || ours.public == theirs.public);
-        if known || keyring.has_revoked(&theirs.kid, &theirs.public) {
-            return;
-        }
-        if theirs.state.is_published() {
-            self.append(theirs, KeyState::Retiring);
+    fn take_key(&mut self, theirs: &Key, history: &Keyring) {
+        let same = |ours: &Key| ours.kid == theirs.kid || ours.public == theirs.public;
+        if let Some(at) = self.result.keyring.keys.iter().position(same) {
+            self.join(at, theirs);
+        } else if self.result.keyring.has_revoked(&theirs.kid, &theirs.public) {
+            // It stays so.
+        } else if theirs.state.is_published() {
+            self.append(theirs, history, KeyState::Retiring);
             self.result.kept.push(theirs.kid.clone());
-        } else {
-            self.append(theirs, theirs.state);
+        } else if theirs.private.is_some() {
+            // Its private half is still to be destroyed.
+            self.append(theirs, history, theirs.state);
         }
     }
 
-    fn append(&mut self, theirs: &Key, state: KeyState) {
+    /// A key of both: its tokens may be as long as either allowed, and as late as either signed.
+    fn join(&mut self, at: usize, theirs: &Key) {
+        let (now, until) = (self.recovery.now, self.recovery.now + self.overlap);
+        let ours = &mut self.result.keyring.keys[at];
+        ours.ttl_bound = ours.ttl_bound.max(theirs.ttl_bound);
+        ours.overlap_bound = ours.overlap_bound.max(theirs.overlap_bound);
+        ours.published_until = ours.published_until.max(theirs.published_until);
+        let signs_there = theirs.state == KeyState::Active;
+        if signs_there && matches!(ours.state, KeyState::Retiring | KeyState::Retired) {
+            if ours.state == KeyState::Retired {
+                ours.state = KeyState::Retiring;
+                ours.entered_at = now;
+                ours.since_generation = self.result.keyring.generation;
+            }
+            ours.published_until = ours.published_until.max(Some(until));
+            self.result.kept.push(ours.kid.clone());
+        }
+    }
+
+    fn append(&mut self, theirs: &Key, history: &Keyring, state: KeyState) {
         let (now, until) = (self.recovery.now, self.recovery.now + self.overlap);
         let keyring = &mut self.result.keyring;
         let taken = keyring.key(theirs.serial).is_some();
         let serial = if taken { next_serial(keyring) } else { theirs.serial };
         let mut key = Key { serial, state, entered_at: now, since_generation: keyring.generation, ..theirs.clone() };
-        if taken && key.private.take().is_some() {
-            // What it is bound to names its former serial.
+        let bound = taken || history.key_lineage() != keyring.key_lineage();
+        if bound && key.private.take().is_some() {
+            // What it is bound to names another serial or history.
             self.result.abandoned.push(key.kid.clone());
         }
         if state == KeyState::Retiring {
@@ -185,14 +235,24 @@ impl<'a> Merge<'a> {
         self.result.kept.push(served.kid.clone());
     }
 
-    /// Keys that verifiers are not served begin to be published now, the one that signed included.
-    fn distrust_unserved(&mut self, served: &[ServedKey]) {
+    /// What is not served any more although somebody saw a newer record was revoked there, or ended.
+    fn revoke_unserved(&mut self, served: &[ServedKey]) {
+        for at in 0..self.result.keyring.keys.len() {
+            let key = &self.result.keyring.keys[at];
+            if key.state.is_published() && !served.iter().any(|served| served.public == key.public) {
+                self.revoke(at, None);
+            }
+        }
+    }
+
+    /// Keys that verifiers may not be served begin to be published now.
+    fn distrust(&mut self, is_shown: impl Fn(&Key) -> bool) {
         let now = self.recovery.now;
         let keyring = &mut self.result.keyring;
         let mut signs = true;
         for key in &mut keyring.keys {
             let waits = matches!(key.state, KeyState::Active | KeyState::Standby | KeyState::Pending);
-            if !waits || served.iter().any(|served| served.public == key.public) {
+            if !waits || is_shown(key) {
                 continue;
             }
             signs &= key.state != KeyState::Active;
@@ -226,6 +286,7 @@ impl<'a> Merge<'a> {
             }
         }
         keyring.supersedes = supersedes;
+        self.result.kept.retain(|kid| !self.result.revoked.contains(kid));
         let kids: BTreeSet<Kid> = self.result.kept.iter().chain(&self.result.revoked).cloned().collect();
         let detail = format!("of {} histories", histories.len());
         keyring.note(now, "recovered", actor, reason, kids, Some(detail));
@@ -238,3 +299,6 @@ fn next_serial(keyring: &mut Keyring) -> Serial {
     keyring.next_serial += 1;
     keyring.next_serial - 1
 }
+
+#[cfg(test)]
+mod tests;

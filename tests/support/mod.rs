@@ -38,14 +38,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// One request's time limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+const FILE_STORE: &str = "kind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"";
+
 /// A daemon to be started: listeners, store, seal and one operator are set up; issuers and keysets are the test's.
 pub struct DaemonBuilder {
     tables: String,
     /// What stands in `[seal]` and below.
     seal: String,
     role: Role,
-    /// What stands in `[store]`, where it is not a folder of the daemon's own.
-    store: Option<String>,
+    /// What stands in `[store]`.
+    store: String,
     /// Another build's than this one's.
     binary: Option<PathBuf>,
     signer: Signer,
@@ -111,7 +113,7 @@ impl Daemon {
             tables: String::new(),
             seal,
             role: Role::All,
-            store: None,
+            store: FILE_STORE.to_owned(),
             binary: None,
             signer: Signer::Loopback,
             environment: Vec::new(),
@@ -298,6 +300,19 @@ impl Daemon {
         self.builder.seal = toml.to_owned();
     }
 
+    /// Replaces what stands in `[store]` at the next start.
+    pub fn set_store(&mut self, toml: &str) {
+        self.builder.store = toml.to_owned();
+    }
+
+    /// Writes the configuration as it would be with this in `[store]`, as a file of its own.
+    pub fn write_config(&mut self, name: &str, store: &str) {
+        let own = std::mem::replace(&mut self.builder.store, store.to_owned());
+        let config = self.builder.config(&self.listen);
+        self.builder.store = own;
+        std::fs::write(self.path(name), config).expect("the folder is writable");
+    }
+
     /// Runs the binary with another command beside the daemon, in its folder, with its configuration and environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         std::fs::write(self.path("jwksd.toml"), self.builder.config(&self.listen)).expect("the folder is writable");
@@ -391,7 +406,7 @@ impl DaemonBuilder {
 
     fn with_store(mut self, role: Role, toml: &str) -> Self {
         self.role = role;
-        self.store = Some(toml.to_owned());
+        self.store = toml.to_owned();
         self
     }
 
@@ -462,8 +477,7 @@ impl DaemonBuilder {
         if self.role != Role::Signer {
             toml.push_str("[admin.token.operator]\nrole = \"operator\"\nfile = \"admin.token\"\n\n");
         }
-        let own = "kind = \"file\"\npath = \"keyrings\"\ninitialise = \"if-empty\"";
-        let _ = writeln!(toml, "[store]\n{}\n", self.store.as_deref().unwrap_or(own));
+        let _ = writeln!(toml, "[store]\n{}\n", self.store);
         let _ = writeln!(toml, "[seal]\n{}\n", self.seal);
         toml + &self.tables
     }

@@ -41,6 +41,11 @@ pub enum LedgerError {
     )]
     InstallationLost { location: String, found: String },
     #[error(
+        "{location} is unfinished: `jwksd migrate` began to move an installation here and did not end. Run it again, or \
+         go on with the store it came from, see docs/postgres.md"
+    )]
+    Migrating { location: String },
+    #[error(
         "{location} was sealed with the key {needed}, but the configured seal is {offered}: configure that key as well, \
          or restore it, see docs/restore.md"
     )]
@@ -71,7 +76,8 @@ pub enum LedgerError {
     )]
     OtherLineage { location: String, found: String, expected: String },
     #[error(
-        "{location} does not know that the key {kid} was revoked, which this replica saw: it was restored or recovered without          that. Recover it again with a copy that knows, or revoke the key there, see docs/restore.md"
+        "{location} does not know that the key {kid} was revoked, which this replica saw: it was restored or recovered without \
+         that. Recover it again with a copy that knows, or revoke the key there, see docs/restore.md"
     )]
     LostRevocation { location: String, kid: String },
     #[error("{location} contradicts itself ({problem}): restore it, see docs/restore.md")]
@@ -112,6 +118,7 @@ impl LedgerError {
             | LedgerError::NotInitialised { .. }
             | LedgerError::StoreLost { .. }
             | LedgerError::SealLost { .. }
+            | LedgerError::Migrating { .. }
             | LedgerError::OtherSeal { .. }
             | LedgerError::Unregistered { .. }
             | LedgerError::OutOfSequence { .. }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::installation::{Installation, Place, WrappedDataKey};
+use super::migrate::refuse_unfinished;
 use super::{INSTALLATION, Ledger, LedgerError};
 use crate::keyring::record::Journal;
 use crate::keyring::time::Timestamp;
@@ -40,6 +41,7 @@ pub enum Initialisation {
 impl Ledger {
     /// Looks at what is there, changing nothing. An empty store that should not be empty is an error, never `Fresh`.
     pub async fn inspect(store: &dyn Store, seal: SealEvidence) -> Result<Initialisation, LedgerError> {
+        refuse_unfinished(store).await?;
         let location = store.locate(&Document::Installation);
         if store.read(&Document::Installation).await?.is_some() {
             return match seal {
@@ -87,7 +89,7 @@ impl Ledger {
 }
 
 /// A document that cannot have been written before the installation's record.
-async fn remains(store: &dyn Store) -> Result<Option<String>, LedgerError> {
+pub(super) async fn remains(store: &dyn Store) -> Result<Option<String>, LedgerError> {
     if let Some(keyset) = store.keysets().await?.into_iter().next() {
         return Ok(Some(store.locate(&Document::Keyring(keyset))));
     }

@@ -7,6 +7,7 @@
 mod error;
 mod initialise;
 mod installation;
+mod migrate;
 mod recover;
 mod reseal;
 mod seen;
@@ -22,6 +23,7 @@ use tokio::sync::Mutex;
 pub use self::error::LedgerError;
 pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
+pub use self::migrate::{MigrateError, Migrated, Site, migrate_store};
 pub use self::recover::{Evidence, RecoverError, RecoveredKeyset, RecoveryOutcome, RecoveryRequest, recover_store};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
@@ -146,6 +148,21 @@ impl Ledger {
     /// Opens an initialised store with the key-encryption keys that are configured, the primary one first. Reads and
     /// authenticates the installation, and checks that every keyring it lists is there.
     pub async fn open(store: Arc<dyn Store>, keks: &[Arc<dyn KeyEncryptionKey>]) -> Result<Ledger, LedgerError> {
+        match migrate::refuse_unfinished(store.as_ref()).await {
+            // It starts from copies of what was complete.
+            Err(LedgerError::Store(_)) if store.shared().is_some() => {}
+            finished => finished?,
+        }
+        let ledger = Self::open_records(store, keks).await?;
+        // Replicas of a shared store may only read it: whoever manages it ends the initialisation there.
+        if ledger.store.shared().is_none() {
+            end_initialisation(ledger.store.as_ref()).await?;
+        }
+        Ok(ledger)
+    }
+
+    /// The same, whatever is unfinished.
+    async fn open_records(store: Arc<dyn Store>, keks: &[Arc<dyn KeyEncryptionKey>]) -> Result<Ledger, LedgerError> {
         let location = store.locate(&Document::Installation);
         let not_initialised = || LedgerError::NotInitialised { location: location.clone() };
         let bytes = store.read(&Document::Installation).await?.ok_or_else(not_initialised)?;
@@ -155,10 +172,6 @@ impl Ledger {
         let record = unverified.authenticate(&location, &keys)?;
         let installation = StoredInstallation::admit(store.as_ref(), &keys, &record, claimed, &bytes).await?;
         refuse_missing_keyrings(store.as_ref(), &installation.body).await?;
-        // Replicas of a shared store may only read it: whoever manages it ends the initialisation there.
-        if store.shared().is_none() {
-            end_initialisation(store.as_ref()).await?;
-        }
         Ok(Ledger {
             store,
             keys: Arc::new(keys),
@@ -308,7 +321,16 @@ impl Ledger {
     /// The keyring of a registered keyset; `None` only if it was never written. It is authentic, of this keyset and
     /// lineage, and not older than what was seen before.
     pub async fn load(&self, keyset: &Name) -> Result<Option<Loaded>, LedgerError> {
-        Ok(self.load_with_data_key(keyset).await?.map(|(loaded, _)| loaded))
+        self.load_if(keyset, |_| Ok(())).await
+    }
+
+    /// The same, if `accept` takes it: what is not taken is neither marked as seen nor kept.
+    pub async fn load_if(
+        &self,
+        keyset: &Name,
+        accept: impl Fn(&Keyring) -> Result<(), LedgerError> + Send,
+    ) -> Result<Option<Loaded>, LedgerError> {
+        Ok(self.load_with_data_key(keyset, accept).await?.map(|(loaded, _)| loaded))
     }
 
     /// Stores `next` in the place of `current` (`None`: the first generation). Durable when this returns.
@@ -372,7 +394,11 @@ impl Ledger {
         Ok(overwrite(self.store.as_ref(), &Document::Alive, &bytes).await?)
     }
 
-    async fn load_with_data_key(&self, keyset: &Name) -> Result<Option<(Loaded, String)>, LedgerError> {
+    async fn load_with_data_key(
+        &self,
+        keyset: &Name,
+        accept: impl Fn(&Keyring) -> Result<(), LedgerError> + Send,
+    ) -> Result<Option<(Loaded, String)>, LedgerError> {
         let installation = self.installation();
         let entry = installation.keysets.get(keyset);
         let location = self.locate(keyset);
@@ -391,6 +417,7 @@ impl Ledger {
             let (found, expected) = (record.lineage, entry.lineage.clone());
             return Err(LedgerError::OtherLineage { location, found, expected });
         }
+        accept(&keyring)?;
         let mark = mark.admit(&Position::of(&record), &keyring.supersedes, &bytes).await?;
         Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::installation::unwrap_data_keys;
-use super::seen::{Position, SeenMark, claimed_mark};
-use super::{INSTALLATION, Installation, LedgerError, header};
+use super::installation::{KeysetEntry, KeysetState, unwrap_data_keys};
+use super::seen::{Position, SeenMark, claimed_mark, judge};
+use super::{INSTALLATION, Installation, LedgerError, header, refuse_inconsistent};
 use crate::keyring::name::Name;
-use crate::keyring::record::{Keyring, Superseded};
+use crate::keyring::record::{Key, KeyState, Keyring, Superseded};
 use crate::keyring::recover::{Recovered, Recovery, ServedKey, recover};
 use crate::keyring::time::{Span, Timestamp};
 use crate::seal::KeyEncryptionKey;
@@ -43,10 +43,19 @@ pub struct RecoveryRequest<'a> {
 pub struct RecoveryOutcome {
     /// Keysets with a new history, in order of name.
     pub keysets: Vec<RecoveredKeyset>,
+    /// Keysets of which nothing is left, and which begin anew.
+    pub renewed: Vec<Name>,
     /// The installation's record is the newest that is known.
     pub installation_is_intact: bool,
     /// Records that could not be used, and why.
     pub unusable: Vec<String>,
+}
+
+impl RecoveryOutcome {
+    /// Nothing was, or would be, written.
+    pub fn is_nothing(&self) -> bool {
+        self.keysets.is_empty() && self.renewed.is_empty() && self.installation_is_intact
+    }
 }
 
 pub struct RecoveredKeyset {
@@ -60,18 +69,22 @@ pub struct RecoveredKeyset {
 pub enum RecoverError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("there is no installation's record that the configured seal opens: give a copy of the store with --from")]
-    NoInstallation,
+    #[error(
+        "there is no installation's record that the configured seal opens: give a copy of the store with --from{}",
+        .unusable.iter().map(|problem| format!("; {problem}")).collect::<String>()
+    )]
+    NoInstallation { unusable: Vec<String> },
     #[error("{label} is of the installation {found}, the store of {expected}: leave it out")]
     OtherInstallation { label: String, found: String, expected: String },
     #[error(
         "the keyset `{keyset}` has no record that can be read, neither in the store nor in what --from names; give a copy \
-         that has one, or repeat with --lose-newer to leave the keyset out"
+         that has one, or repeat with --lose-newer to begin it anew: its first key then waits for propagation"
     )]
     NoRecord { keyset: Name },
     #[error(
-        "{who} saw generation {seen} of the keyset `{keyset}`, and the newest record is generation {newest}: give a copy of \
-         what it saw with --from, or what it serves with --jwks; --lose-newer goes on without"
+        "{who} saw a generation {seen} of the keyset `{keyset}` that none of the records is or comes from, the newest being \
+         generation {newest}: give a copy of what it saw with --from, or what it serves with --jwks; --lose-newer goes on \
+         without"
     )]
     NewerSeen { keyset: Name, who: String, seen: u64, newest: u64 },
 }
@@ -97,12 +110,22 @@ struct Opened {
 #[derive(Default)]
 struct Histories {
     keyrings: Vec<Keyring>,
+    /// Of the records that these are, in the same order.
+    positions: Vec<Position>,
     labels: Vec<String>,
     /// Of the bytes in the store.
     stored: Option<Digest>,
-    /// The store's own record is readable.
+    /// The store's own record is readable: it is the first.
     own: bool,
-    seen: Vec<(String, Superseded)>,
+    /// Who saw what.
+    seen: Vec<(String, Seen)>,
+}
+
+enum Seen {
+    /// A mark's.
+    Record(Position),
+    /// Of a replica's report: it does not tell of which history.
+    Generation(u64),
 }
 
 /// Merges what the store and the evidence hold and writes it as new histories, of the keysets for which the store does
@@ -114,36 +137,113 @@ pub async fn recover_store(
 ) -> Result<RecoveryOutcome, RecoverError> {
     let mut unusable = Vec::new();
     let opened = open_installations(store.as_ref(), keks, request, &mut unusable).await?;
-    let mut installation = merged(&opened.installations).ok_or(RecoverError::NoInstallation)?;
+    let mut installation =
+        merged(&opened.installations).ok_or(RecoverError::NoInstallation { unusable: Vec::new() })?;
     let reports = match store.shared() {
         Some(shared) => shared.replicas(REPORTED_WITHIN).await?,
         None => Vec::new(),
     };
-    let mut recovered: BTreeMap<Name, (Option<Digest>, RecoveredKeyset)> = BTreeMap::new();
-    for (name, entry) in &mut installation.keysets {
+    let mut known: BTreeMap<Name, Histories> = BTreeMap::new();
+    for name in installation.keysets.keys() {
         let mut histories = histories_of(name, store.as_ref(), request, &opened.keys, &mut unusable).await?;
-        for replica in &reports {
-            let generation = replica.report.generations.get(name).copied().unwrap_or(0);
-            let who = format!("the replica {}", replica.report.replica);
-            histories.seen.push((who, Superseded { lineage: entry.lineage.clone(), generation }));
-        }
-        let served = request.served.get(name).map(Vec::as_slice);
-        if histories.is_intact(&entry.lineage, served) {
+        histories.seen.extend(reports.iter().filter_map(|replica| {
+            let generation = replica.report.generations.get(name).copied()?;
+            Some((format!("the replica {}", replica.report.replica), Seen::Generation(generation)))
+        }));
+        known.insert(name.clone(), histories);
+    }
+    let mut recovered: BTreeMap<Name, (Option<Digest>, RecoveredKeyset)> = BTreeMap::new();
+    let mut renewed = Vec::new();
+    for (name, entry) in &mut installation.keysets {
+        let Some(histories) = known.get(name) else { continue };
+        let served = request.served.get(name).map(|served| served_of(name, served, &known));
+        if histories.is_intact(entry, served.as_deref()) {
             continue;
         }
-        let Some(newest) = histories.keyrings.iter().map(|keyring| keyring.generation).max() else {
-            match request.lose_newer || histories.seen.is_empty() {
-                true => continue,
-                false => return Err(RecoverError::NoRecord { keyset: name.clone() }),
-            }
+        let Some(merged) = histories.recover(name, served.as_deref(), request)? else {
+            *entry = KeysetEntry {
+                first: false,
+                state: KeysetState::Creating,
+                lineage: random_id(),
+                issuer: entry.issuer.clone(),
+            };
+            renewed.push(name.clone());
+            continue;
         };
-        if let Some((who, seen)) = histories.seen.iter().find(|(_, seen)| seen.generation > newest)
+        entry.lineage.clone_from(&merged.recovered.keyring.lineage);
+        entry.state = KeysetState::Created;
+        recovered.insert(name.clone(), (histories.stored, merged));
+    }
+    let backwards = opened.is_older_than_marked(store.as_ref()).await?;
+    if !request.dry_run && (backwards || !recovered.is_empty() || !renewed.is_empty()) {
+        installation.journal.note(request.now, "recovered", request.actor, request.reason, [], None);
+        installation.journal.tidy(request.now);
+        write(store.as_ref(), &opened, &installation, &recovered).await?;
+        for name in &renewed {
+            if let Some(found) = known.get(name).and_then(|histories| histories.stored) {
+                discard(store.as_ref(), name, found).await?;
+            }
+            store.remove(&Document::Seen(name.clone())).await?;
+        }
+    }
+    let keysets = recovered.into_values().map(|(_, keyset)| keyset).collect();
+    Ok(RecoveryOutcome { keysets, renewed, installation_is_intact: !backwards, unusable })
+}
+
+/// What is served of this keyset: the other keysets of its issuer stand in the same document.
+fn served_of(name: &Name, served: &[ServedKey], known: &BTreeMap<Name, Histories>) -> Vec<ServedKey> {
+    let others = known.iter().filter(|(other, _)| *other != name).flat_map(|(_, histories)| &histories.keyrings);
+    let others: Vec<_> = others.flat_map(|keyring| &keyring.keys).map(|key| &key.public).collect();
+    served.iter().filter(|key| !others.contains(&&key.public)).cloned().collect()
+}
+
+/// Removes a record of which nothing can be read, unless somebody changed it meanwhile.
+async fn discard(store: &dyn Store, name: &Name, found: Digest) -> Result<(), StoreError> {
+    let document = Document::Keyring(name.clone());
+    match store.read(&document).await?.map(|bytes| Digest::of(&bytes)) {
+        Some(digest) if digest != found => Err(StoreError::Conflict { document: store.locate(&document) }),
+        _ => store.remove(&document).await,
+    }
+}
+
+impl Histories {
+    /// Whether the store's own record is the newest that anybody knows, and of this history.
+    fn is_intact(&self, entry: &KeysetEntry, served: Option<&[ServedKey]>) -> bool {
+        let (Some(own), Some(position)) = (self.keyrings.first().filter(|_| self.own), self.positions.first()) else {
+            return self.keyrings.is_empty()
+                && self.seen.is_empty()
+                && self.stored.is_none()
+                && entry.state == KeysetState::Creating;
+        };
+        let unknown = |key: &ServedKey| {
+            !own.keys.iter().any(|ours| ours.public == key.public) && !own.has_revoked(&key.kid, &key.public)
+        };
+        own.lineage == entry.lineage
+            && self.keyrings.iter().all(|other| other == own || goes_on_from(own, other))
+            && self.seen.iter().all(|(_, seen)| seen.leads_to(own, position))
+            && !served.is_some_and(|served| served.iter().any(unknown))
+    }
+
+    /// One history of them all; `None` when there is no record left and that is to be lived with.
+    fn recover(
+        &self,
+        name: &Name,
+        served: Option<&[ServedKey]>,
+        request: &RecoveryRequest<'_>,
+    ) -> Result<Option<RecoveredKeyset>, RecoverError> {
+        let Some(newest) = self.keyrings.iter().map(|keyring| keyring.generation).max() else {
+            return if request.lose_newer { Ok(None) } else { Err(RecoverError::NoRecord { keyset: name.clone() }) };
+        };
+        let is_known =
+            |seen: &Seen| self.keyrings.iter().zip(&self.positions).any(|(keyring, at)| seen.leads_to(keyring, at));
+        if let Some((who, seen)) = self.seen.iter().find(|(_, seen)| !is_known(seen))
             && !request.lose_newer
+            && served.is_none()
         {
-            let (who, seen) = (who.clone(), seen.generation);
+            let (who, seen) = (who.clone(), seen.generation());
             return Err(RecoverError::NewerSeen { keyset: name.clone(), who, seen, newest });
         }
-        let seen: Vec<Superseded> = histories.seen.iter().map(|(_, seen)| seen.clone()).collect();
+        let seen: Vec<Superseded> = self.seen.iter().flat_map(|(_, seen)| self.superseded(seen)).collect();
         let recovery = Recovery {
             lineage: random_id(),
             actor: request.actor,
@@ -152,59 +252,75 @@ pub async fn recover_store(
             served,
             seen: &seen,
         };
-        let Some(merged) = recover(&histories.keyrings, &recovery) else { continue };
-        entry.lineage.clone_from(&merged.keyring.lineage);
-        let base = histories.labels[merged.base].clone();
-        recovered.insert(name.clone(), (histories.stored, RecoveredKeyset { recovered: merged, base }));
+        let merged = recover(&self.keyrings, &recovery);
+        Ok(merged.map(|recovered| RecoveredKeyset { base: self.labels[recovered.base].clone(), recovered }))
     }
-    let backwards = opened.is_older_than_marked(store.as_ref()).await?;
-    if !request.dry_run && (backwards || !recovered.is_empty()) {
-        installation.journal.note(request.now, "recovered", request.actor, request.reason, [], None);
-        installation.journal.tidy(request.now);
-        write(store.as_ref(), &opened, &installation, &recovered).await?;
-    }
-    let keysets = recovered.into_values().map(|(_, keyset)| keyset).collect();
-    Ok(RecoveryOutcome { keysets, installation_is_intact: !backwards, unusable })
 }
 
 impl Histories {
-    /// Whether the store's own record is the newest that anybody knows, and of this history.
-    fn is_intact(&self, lineage: &str, served: Option<&[ServedKey]>) -> bool {
-        let Some(own) = self.keyrings.first().filter(|_| self.own) else {
-            return self.keyrings.is_empty() && self.seen.is_empty();
-        };
-        let unknown = |key: &ServedKey| {
-            !own.keys.iter().any(|ours| ours.public == key.public) && !own.has_revoked(&key.kid, &key.public)
-        };
-        own.lineage == lineage
-            && self.keyrings.iter().all(|other| other == own || goes_on_from(own, other))
-            && self.seen.iter().all(|(_, seen)| seen.generation <= own.generation)
-            && !served.is_some_and(|served| served.iter().any(unknown))
+    fn superseded(&self, seen: &Seen) -> Vec<Superseded> {
+        let of = |lineage: &str, generation| Superseded { lineage: lineage.to_owned(), generation };
+        match seen {
+            Seen::Record(seen) => vec![of(&seen.lineage, seen.generation)],
+            Seen::Generation(seen) => self.keyrings.iter().map(|keyring| of(&keyring.lineage, *seen)).collect(),
+        }
+    }
+}
+
+impl Seen {
+    /// Whether who saw this accepts that record: it is the same, or comes after it.
+    fn leads_to(&self, keyring: &Keyring, position: &Position) -> bool {
+        match self {
+            Seen::Record(seen) => judge("", seen, position, &keyring.supersedes).is_ok(),
+            Seen::Generation(seen) => *seen <= keyring.generation,
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        match self {
+            Seen::Record(seen) => seen.generation,
+            Seen::Generation(generation) => *generation,
+        }
     }
 }
 
 /// Whether `other` is an earlier state that `own` may have come from, and forgot nothing that matters.
 fn goes_on_from(own: &Keyring, other: &Keyring) -> bool {
     let known = |lineage: &str| own.lineage == lineage || own.supersedes.iter().any(|former| former.lineage == lineage);
-    let keys = other.keys.iter().filter(|key| key.state.is_published());
-    let revoked = other.keys.iter().filter(|key| !key.state.is_published() && key.revocation.is_some());
+    // Those that ended long ago are not listed any more.
+    let still = |key: &Key| match own.key_by_kid(key.kid.as_str()) {
+        Some(_) => true,
+        None => key.serial < own.next_serial && own.key(key.serial).is_none(),
+    };
+    let mut keys = other.keys.iter().filter(|key| key.state.is_published());
+    let mut revoked = other.keys.iter().filter(|key| key.state == KeyState::Revoked);
     known(&other.lineage)
         && other.generation < own.generation
-        && keys.into_iter().all(|key| own.keys.iter().any(|ours| ours.kid == key.kid) || own.next_serial > key.serial)
-        && revoked.into_iter().all(|key| own.has_revoked(&key.kid, &key.public))
+        && other.written_at <= own.written_at
+        && keys.all(|key| still(key) || own.has_revoked(&key.kid, &key.public))
+        && revoked.all(|key| own.has_revoked(&key.kid, &key.public))
 }
 
 impl Opened {
-    /// Whether the store's own mark says that its installation is not the last one.
+    /// Whether the store's own installation is not the last one that its mark and the others know.
     async fn is_older_than_marked(&self, store: &dyn Store) -> Result<bool, LedgerError> {
-        let document = Document::SeenInstallation;
-        let marked = claimed_mark(store, &document, Kind::SeenInstallation, INSTALLATION).await?;
-        let own = self.installations.first().filter(|_| self.own);
-        let newest = self.installations.iter().map(|(_, position)| position.generation).max();
-        Ok(own.is_none_or(|(_, own)| {
-            marked.is_some_and(|marked| marked.generation > own.generation) || newest > Some(own.generation)
-        }))
+        let Some((own, position)) = self.installations.first().filter(|_| self.own) else { return Ok(true) };
+        let marked = mark_of_installation(store).await;
+        let refused = marked.is_some_and(|marked| judge("", &marked, position, &own.supersedes).is_err());
+        let others = self.installations.iter().skip(1);
+        let is_before = |other: &Position| {
+            other.digest == position.digest
+                || own.supersedes.iter().any(|former| former.lineage == other.lineage)
+                || other.lineage == position.lineage && other.generation < position.generation
+        };
+        Ok(refused || !others.map(|(_, other)| other).all(is_before))
     }
+}
+
+/// One that cannot be read says nothing.
+async fn mark_of_installation(store: &dyn Store) -> Option<Position> {
+    let document = Document::SeenInstallation;
+    claimed_mark(store, &document, Kind::SeenInstallation, INSTALLATION).await.ok().flatten()
 }
 
 async fn open_installations(
@@ -250,7 +366,7 @@ async fn open_installations(
             }
         }
     }
-    let keys = keys.ok_or(RecoverError::NoInstallation)?;
+    let keys = keys.ok_or_else(|| RecoverError::NoInstallation { unusable: unusable.clone() })?;
     Ok(Opened { keys, installations, stored, own: usable })
 }
 
@@ -296,11 +412,16 @@ async fn histories_of(
         if at == 0 {
             histories.stored = Some(Digest::of(&bytes));
         }
-        let keyring = open_record(&label, &bytes, Kind::Keyring, name.as_str(), keys)
-            .and_then(|record| record.body::<Keyring>(&label));
-        match keyring {
+        let opened = || -> Result<(Keyring, Position), LedgerError> {
+            let record = open_record(&label, &bytes, Kind::Keyring, name.as_str(), keys)?;
+            let (keyring, position) = (record.body(&label)?, Position::of(&record));
+            refuse_inconsistent(&label, name, &position, &keyring)?;
+            Ok((keyring, position))
+        };
+        match opened() {
             Err(error) => unusable.push(error.to_string()),
-            Ok(keyring) => {
+            Ok((keyring, position)) => {
+                histories.positions.push(position);
                 histories.own |= at == 0;
                 histories.keyrings.push(keyring);
                 histories.labels.push(label);
@@ -313,7 +434,7 @@ async fn histories_of(
     {
         // Some sources have no marks; one that cannot be read says nothing.
         let Ok(Some(seen)) = claimed_mark(source, &mark, Kind::Seen, name.as_str()).await else { continue };
-        histories.seen.push((label, Superseded { lineage: seen.lineage, generation: seen.generation }));
+        histories.seen.push((label, Seen::Record(seen)));
     }
     Ok(histories)
 }
@@ -325,7 +446,7 @@ async fn write(
     installation: &Installation,
     recovered: &BTreeMap<Name, (Option<Digest>, RecoveredKeyset)>,
 ) -> Result<(), RecoverError> {
-    let marked = claimed_mark(store, &Document::SeenInstallation, Kind::SeenInstallation, INSTALLATION).await?;
+    let marked = mark_of_installation(store).await;
     let highest = opened.installations.iter().map(|(_, position)| position.generation);
     let highest = highest.chain(marked.iter().map(|marked| marked.generation)).max().unwrap_or(0);
     let mut installation = installation.clone();
@@ -352,6 +473,8 @@ async fn write(
             .map_err(LedgerError::from)?;
     store.replace(&Document::Installation, opened.stored, &bytes).await?;
     let position = Position { digest: Digest::of(&bytes), ..position };
+    // First the copy: one that is newer than its mark is admitted, an older one is not.
+    store.keep(&Document::Installation, &bytes).await?;
     SeenMark::of_installation(store, &opened.keys).write(&position).await?;
     for (name, (stored, keyset)) in recovered {
         let keyring = &keyset.recovered.keyring;
@@ -367,8 +490,8 @@ async fn write(
             .map_err(LedgerError::from)?;
         store.replace(&document, *stored, &bytes).await?;
         let position = Position { digest: Digest::of(&bytes), ..position };
-        SeenMark::of_keyring(store, &opened.keys, name).write(&position).await?;
         store.keep(&document, &bytes).await?;
+        SeenMark::of_keyring(store, &opened.keys, name).write(&position).await?;
     }
     Ok(())
 }
