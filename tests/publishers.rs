@@ -26,6 +26,9 @@ const DISCOVERY: &str = "/tenant-a/.well-known/openid-configuration";
 /// Propagation is exactly caches (`max_age`) + slowest verifier + σ: nothing is left over.
 const QUICK: &str =
     "every = \"3s\"\npropagation = \"2100ms\"\nsuccessors = 1\nverifiers = [{ name = \"strict\", cache = \"1s\" }]";
+/// A key set that nobody here made.
+const FORGED: &str = r#"{"keys":[{"kty":"EC","kid":"mallory","crv":"P-256","x":"AA","y":"AA"}]}"#;
+
 const SLOW: &str = "every = \"3h\"\npropagation = \"1h\"";
 
 /// How long a rotation scenario may take on a busy machine.
@@ -39,9 +42,13 @@ struct Site {
 
 impl Site {
     async fn prepare(rotation: &str) -> Site {
+        Site::prepare_with(rotation, "1s").await
+    }
+
+    async fn prepare_with(rotation: &str, max_age: &str) -> Site {
         let bucket = BucketSite::new().await;
         let daemon = Daemon::builder().tables(&format!(
-            "[issuer.main]\nurl = \"{ISSUER}\"\nmax_age = \"1s\"\n\
+            "[issuer.main]\nurl = \"{ISSUER}\"\nmax_age = \"{max_age}\"\n\
              [issuer.main.publish.folder]\nkind = \"file\"\npath = \"public\"\n\
              [issuer.main.publish.cdn]\nkind = \"s3\"\nbucket = \"{}\"\nprefix = \"a/b\"\nregion = \"{REGION}\"\nendpoint_url = \"{}\"\n\
              [keyset.default]\nalgorithm = \"ES256\"\n[keyset.default.rotation]\n{rotation}\n\
@@ -89,6 +96,38 @@ impl Site {
             both.iter().all(|placed| parsed(placed.as_deref()) == Some(served.clone())).then_some(())
         })
         .await;
+    }
+
+    /// Waits until the daemon has nothing more to write. What somebody else does to a file in the moment in which it
+    /// is replaced goes with it, and nobody hears of it.
+    async fn at_rest(&self) {
+        let published =
+            |shown: &Value| shown["keys"].as_array().unwrap().iter().all(|key| key["published_at"].is_string());
+        let shown = self.until("every key published", published).await;
+        let newest = format!(":{}", shown["generation"]);
+        eventually("both places to be from the newest generation", PATIENCE, async || {
+            let file = std::fs::read_to_string(self.mark(JWKS)).unwrap_or_default();
+            let object = self.bucket.object(&Site::key(JWKS)).await?;
+            let mark = object.headers().get("x-amz-meta-jwksd-generations")?.to_str().unwrap();
+            (file.ends_with(&newest) && mark.ends_with(&newest)).then_some(())
+        })
+        .await;
+        self.settled().await;
+    }
+
+    /// The file beside a document that says from which generations it was rendered.
+    fn mark(&self, path: &str) -> PathBuf {
+        let file = self.file(path);
+        file.with_file_name(format!(".{}.generations", file.file_name().unwrap().to_str().unwrap()))
+    }
+
+    async fn mismatches(&self) -> f64 {
+        self.metric("jwksd_publication_mismatch", &[("issuer", "main")]).await
+    }
+
+    /// How often the log blamed somebody else.
+    fn told(&self) -> usize {
+        self.daemon.logs().iter().filter(|line| line.contains("was changed by somebody else")).count()
     }
 
     async fn keyset(&self) -> Value {
@@ -242,37 +281,75 @@ async fn everything_is_placed_before_the_signer_answers_and_stays_as_it_was_afte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_do_to_it_is_told_and_repaired() {
-    let site = Site::start(SLOW).await;
-    site.settled().await;
+    // A mismatch shows for as long as documents are fresh: long enough to be seen on a busy machine.
+    let mut site = Site::prepare_with(SLOW, "3s").await;
+    site.daemon.start_process().await;
+    site.daemon.ready().await;
+    site.at_rest().await;
     let [_, original] = site.placed(JWKS).await;
-    let mallory = r#"{"keys":[{"kty":"EC","kid":"mallory","crv":"P-256","x":"AA","y":"AA"}]}"#;
-    let mismatch = [("issuer", "main")];
-    for attack in 0..4 {
+    let generations = format!("default:{}:1", lineage(&site).await);
+    let bucket = Site::key(JWKS);
+    for attack in 0..3 {
+        let told = site.told();
         match attack {
-            0 => std::fs::write(site.file(JWKS), mallory).unwrap(),
-            1 => site.bucket.tamper(&Site::key(JWKS), mallory, None).await,
-            2 => site.bucket.remove(&Site::key(JWKS)).await,
-            // An older one comes back, as when a version of the bucket is restored.
+            0 => {
+                std::fs::write(site.file(JWKS), FORGED).unwrap();
+                site.bucket.tamper(&bucket, FORGED, None).await;
+            }
+            1 => {
+                std::fs::remove_file(site.file(JWKS)).unwrap();
+                site.bucket.remove(&bucket).await;
+            }
+            // Older ones come back, as when a version of the bucket is restored.
             _ => {
-                let generations = format!("default:{}:1", lineage(&site).await);
-                site.bucket.tamper(&Site::key(JWKS), &original.clone().unwrap(), Some(&generations)).await;
+                std::fs::write(site.mark(JWKS), &generations).unwrap();
+                site.bucket.tamper(&bucket, &original.clone().unwrap(), Some(&generations)).await;
             }
         }
-        eventually("a mismatch", PATIENCE, async || {
-            (site.metric("jwksd_publication_mismatch", &mismatch).await > 0.0).then_some(())
-        })
-        .await;
-        site.settled().await;
-        eventually("no mismatch", PATIENCE, async || {
-            (site.metric("jwksd_publication_mismatch", &mismatch).await == 0.0).then_some(())
-        })
-        .await;
+        eventually("a mismatch", PATIENCE, async || (site.mismatches().await > 0.0).then_some(())).await;
+        eventually("both changes to be told", PATIENCE, async || (site.told() >= told + 2).then_some(())).await;
+        site.at_rest().await;
+        eventually("no mismatch", PATIENCE, async || (site.mismatches().await == 0.0).then_some(())).await;
+        assert_eq!(site.told(), told + 2, "{:#?}", site.daemon.logs());
     }
-    let told = |line: &&String| line.contains("was changed by somebody else");
-    assert!(site.daemon.logs().iter().filter(told).count() >= 4, "{:#?}", site.daemon.logs());
     // Verifiers may have seen them: what was about to be promoted waits until all could look again.
     let shown = site.keyset().await;
     assert_eq!(shown["health"], "ok", "{shown:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_repaired_is_told_once_while_it_lasts() {
+    let site = Site::start(SLOW).await;
+    site.at_rest().await;
+    site.bucket.set(Weather::WritesDenied);
+    for round in 1..=2 {
+        let of_cdn = [("issuer", "main"), ("publisher", "cdn")];
+        let failures = site.metric("jwksd_publisher_failures_total", &of_cdn).await;
+        site.bucket.tamper(&Site::key(JWKS), FORGED, None).await;
+        eventually("several attempts", PATIENCE, async || {
+            (site.metric("jwksd_publisher_failures_total", &of_cdn).await >= failures + 3.0).then_some(())
+        })
+        .await;
+        assert!(site.mismatches().await > 0.0);
+        site.bucket.set(Weather::Fair);
+        site.at_rest().await;
+        site.bucket.set(Weather::WritesDenied);
+        assert_eq!(site.told(), round, "{:#?}", site.daemon.logs());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_there_are_no_credentials_is_said_in_so_many_words() {
+    let mut site = Site::prepare(SLOW).await;
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        site.daemon.set_env(name, None);
+    }
+    for name in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
+        site.daemon.set_env(name, Some("none"));
+    }
+    site.daemon.start_process().await;
+    let told = |line: &support::LogLine| line.field("error").contains(": no AWS credentials can be had");
+    site.daemon.log_line("the reason", told).await;
 }
 
 async fn lineage(site: &Site) -> String {

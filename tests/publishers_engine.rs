@@ -33,6 +33,10 @@ use jwksd::telemetry::metrics::Metrics;
 const PROPAGATION: Span = Span::from_secs(120);
 const URL: &str = "https://issuer.example";
 const JWKS: &str = "/.well-known/jwks.json";
+const MORE: &str = "/more/jwks.json";
+
+/// A key set that nobody here made.
+const FORGED: &str = r#"{"keys":[{"kty":"EC","kid":"mallory","crv":"P-256","x":"AA","y":"AA"}]}"#;
 
 /// A place in memory. Clones share it.
 #[derive(Clone, Default)]
@@ -50,6 +54,12 @@ struct Faults {
     lies: bool,
     /// What somebody else places between a read and the write that follows it, once.
     race: Option<Placed>,
+    /// What somebody else places between a write and the read that follows it, once.
+    retort: Option<Placed>,
+    /// Writes are carried out, and fail.
+    answers_lost: bool,
+    /// Nothing can be read at this path.
+    unreadable: Option<&'static str>,
 }
 
 impl Board {
@@ -61,8 +71,19 @@ impl Board {
         self.placed.lock().unwrap().get(JWKS).cloned()
     }
 
+    /// Changes the body below its mark, as whoever edits a file does.
+    fn forge(&self, body: &'static str) {
+        let mut placed = self.placed.lock().unwrap();
+        let forged = with_body(&placed[JWKS], body);
+        placed.insert(JWKS.to_owned(), forged);
+    }
+
     fn kids(&self) -> Vec<String> {
-        let placed = self.jwks().expect("something is placed");
+        self.kids_at(JWKS)
+    }
+
+    fn kids_at(&self, path: &str) -> Vec<String> {
+        let placed = self.placed.lock().unwrap().get(path).cloned().expect("something is placed");
         let document: serde_json::Value = serde_json::from_slice(&placed.body).unwrap();
         document["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
     }
@@ -83,7 +104,8 @@ impl Publisher for Board {
     }
 
     async fn read(&self, path: &str) -> Result<Option<Placed>, PublishError> {
-        if self.faults.lock().unwrap().reads {
+        let faults = self.faults.lock().unwrap().clone();
+        if faults.reads || faults.unreadable == Some(path) {
             return Err(self.failure(Operation::Read, path));
         }
         Ok(self.placed.lock().unwrap().get(path).cloned())
@@ -113,8 +135,16 @@ impl Publisher for Board {
             version: Version(writes.to_string()),
         };
         placed.insert(path.to_owned(), document);
-        Ok(())
+        if let Some(other) = faults.retort.take() {
+            placed.insert(path.to_owned(), other);
+        }
+        if faults.answers_lost { Err(self.failure(Operation::Write, path)) } else { Ok(()) }
     }
+}
+
+fn with_body(placed: &Placed, body: &'static str) -> Placed {
+    let version = Version(format!("{}, and then {body}", placed.version.0));
+    Placed { body: body.into(), version, ..placed.clone() }
 }
 
 /// Memory that several daemons use.
@@ -195,8 +225,7 @@ impl Site {
             publishes: true,
         };
         let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
-        let declared = Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy()), fits: true };
-        engine.configure(&[declared]).await.unwrap();
+        engine.configure(&[declared(policy())]).await.unwrap();
         let place = |(at, board): (usize, &Board)| {
             let name = Name::parse(&format!("board-{at}")).unwrap();
             Place::new(URL.to_owned(), name, Arc::new(board.clone()))
@@ -230,6 +259,11 @@ impl Site {
         }
     }
 
+    async fn reload(&self, policy: Policy) {
+        self.engine.configure(&[declared(policy)]).await.unwrap();
+        self.engine.reconcile_all().await;
+    }
+
     async fn ask(&self, intent: Intent) {
         let (actor, reason) = ("operator".to_owned(), Some("test".to_owned()));
         let request = Request { intent, actor, reason, dry_run: false, if_generation: None, idempotency: None };
@@ -252,6 +286,17 @@ impl Site {
     fn raises(&self, alarm: Alarm) -> bool {
         self.engine.look(&self.engine.keyset("a").unwrap()).alarms.contains(&alarm)
     }
+}
+
+fn declared(policy: Policy) -> Declared {
+    Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy), fits: true }
+}
+
+/// With a key set at a further path.
+fn policy_of_two_paths() -> Policy {
+    let policy = policy();
+    let issuer = IssuerPolicy { jwks_paths: vec![MORE.to_owned()], ..policy.issuer.clone() };
+    Policy { issuer, ..policy }
 }
 
 fn policy() -> Policy {
@@ -395,4 +440,104 @@ async fn another_installations_document_is_replaced_and_told() {
     let ours = Generations::of([other.keyring().as_ref()]).to_string();
     assert_eq!(board.jwks().unwrap().generations, Some(ours));
     assert!(!other.raises(Alarm::PublicationMismatch), "it has stayed ours since");
+}
+
+#[tokio::test]
+async fn a_change_is_told_also_while_a_newer_document_is_due() {
+    for body in [FORGED, r#"{"keys":[]}"#, "gone"] {
+        let board = Board::default();
+        let site = Site::alone(std::slice::from_ref(&board)).await;
+        site.pass(Span::MINUTE).await;
+        site.ask(Intent::Hold { until: None }).await;
+        let due = Generations::of([site.keyring().as_ref()]).to_string();
+        assert_ne!(board.jwks().unwrap().generations, Some(due), "a newer document is due");
+        site.engine.place_all().await;
+        assert!(!site.raises(Alarm::PublicationMismatch), "the daemon itself went on");
+        site.ask(Intent::Resume).await;
+        board.forge(body);
+        site.engine.place_all().await;
+        assert!(site.raises(Alarm::PublicationMismatch), "{body}");
+        assert_eq!(board.kids().len(), 3, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_tells_a_forged_key_also_while_a_newer_document_is_due() {
+    let seal: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+    let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
+    let board = Board::default();
+    let store: Arc<dyn Store> = Arc::new(Common(MemoryStore::new()));
+    let site = Site::start(store, &seal, &clock, std::slice::from_ref(&board)).await;
+    site.pass(Span::MINUTE).await;
+    site.ask(Intent::Hold { until: None }).await;
+    board.forge(FORGED);
+    site.engine.place_all().await;
+    assert!(site.raises(Alarm::PublicationMismatch));
+    assert_eq!(board.kids().len(), 3);
+}
+
+#[tokio::test]
+async fn a_change_between_a_write_and_its_reading_back_is_told() {
+    let board = Board::default();
+    let site = Site::alone(std::slice::from_ref(&board)).await;
+    site.pass(Span::MINUTE).await;
+    site.ask(Intent::Hold { until: None }).await;
+    let forged = Placed { generations: None, ..with_body(&board.jwks().unwrap(), FORGED) };
+    board.set(Faults { retort: Some(forged), ..Faults::default() });
+    site.engine.place_all().await;
+    assert!(site.raises(Alarm::PublicationMismatch));
+    assert_eq!(board.kids().len(), 3);
+}
+
+#[tokio::test]
+async fn a_write_of_our_own_whose_outcome_was_unknown_is_nobody_elses() {
+    let board = Board::default();
+    let site = Site::alone(std::slice::from_ref(&board)).await;
+    site.pass(PROPAGATION + Span::MINUTE).await;
+    board.set(Faults { answers_lost: true, ..Faults::default() });
+    let revoked = site.keyring().active().unwrap().serial;
+    site.ask(Intent::Revoke { serial: revoked }).await;
+    site.engine.place_all().await;
+    board.set(Faults::default());
+    site.ask(Intent::Hold { until: None }).await;
+    site.engine.place_all().await;
+    assert!(!site.raises(Alarm::PublicationMismatch));
+    let ours = Generations::of([site.keyring().as_ref()]).to_string();
+    assert_eq!(board.jwks().unwrap().generations, Some(ours));
+}
+
+#[tokio::test]
+async fn a_path_that_a_reload_adds_was_changed_by_nobody() {
+    let board = Board::default();
+    let site = Site::alone(std::slice::from_ref(&board)).await;
+    site.pass(Span::MINUTE).await;
+    site.reload(policy_of_two_paths()).await;
+    site.engine.place_all().await;
+    assert_eq!(board.kids_at(MORE), board.kids());
+    assert!(!site.raises(Alarm::PublicationMismatch));
+    // Once it is there it is to stay, for as long as the configuration has it.
+    board.placed.lock().unwrap().remove(MORE);
+    site.engine.place_all().await;
+    assert!(site.raises(Alarm::PublicationMismatch));
+    assert_eq!(board.kids_at(MORE), board.kids());
+    site.reload(policy()).await;
+    site.pass(Span::MINUTE.times(3)).await;
+    board.placed.lock().unwrap().remove(MORE);
+    site.reload(policy_of_two_paths()).await;
+    site.engine.place_all().await;
+    assert!(!site.raises(Alarm::PublicationMismatch));
+}
+
+#[tokio::test]
+async fn a_path_that_fails_keeps_no_revoked_key_at_the_next_one() {
+    let board = Board::default();
+    let site = Site::alone(std::slice::from_ref(&board)).await;
+    site.reload(policy_of_two_paths()).await;
+    site.pass(PROPAGATION + Span::MINUTE).await;
+    let revoked = site.keyring().active().unwrap().clone();
+    board.set(Faults { unreadable: Some(JWKS), ..Faults::default() });
+    site.ask(Intent::Revoke { serial: revoked.serial }).await;
+    site.engine.place_all().await;
+    assert!(board.kids().contains(&revoked.kid.to_string()), "nothing can be done there");
+    assert!(!board.kids_at(MORE).contains(&revoked.kid.to_string()));
 }

@@ -167,13 +167,21 @@ impl Place {
                 opened => opened?,
             };
         }
-        if self.placed(&folder)?.map(|placed| placed.version).as_ref() != expected {
-            return Err(Failure::Conflict);
-        }
+        self.compare(&folder, expected)?;
+        let mark_name = self.mark();
+        let mark = Staged::write(&folder, &mark_name, document.generations.as_bytes())?;
+        let body = Staged::write(&folder, &self.name, &document.body)?;
+        // Again, since writing takes its time and nobody but us minds the lock: what others did meanwhile is to be seen.
+        self.compare(&folder, expected)?;
         // The mark first: after a crash in between, what is there looks newer than it is and gives way to nothing older.
-        replace(&folder, &self.mark(), document.generations.as_bytes())?;
-        replace(&folder, &self.name, &document.body)?;
+        mark.place()?;
+        body.place()?;
         Ok(rustix::fs::fsync(&folder)?)
+    }
+
+    fn compare(&self, folder: &OwnedFd, expected: Option<&Version>) -> Result<(), Failure> {
+        let found = self.placed(folder)?.map(|placed| placed.version);
+        if found.as_ref() == expected { Ok(()) } else { Err(Failure::Conflict) }
     }
 
     fn placed(&self, folder: &OwnedFd) -> Result<Option<Placed>, Failure> {
@@ -261,21 +269,38 @@ fn content(folder: &OwnedFd, name: &str, limit: usize) -> Result<Option<Vec<u8>>
     if bytes.len() > limit { Err(Failure::TooLarge) } else { Ok(Some(bytes)) }
 }
 
-/// Atomic and, once the folder is synced, durable. The caller holds the lock.
-fn replace(folder: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Failure> {
-    let temporary = format!(".{name}.tmp");
-    match rustix::fs::unlinkat(folder, &temporary, AtFlags::empty()) {
-        // Of a daemon that was killed while writing.
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+/// A file beside the one that it is to replace. The caller holds the lock.
+struct Staged<'a> {
+    folder: &'a OwnedFd,
+    name: &'a str,
+    temporary: String,
+}
+
+impl<'a> Staged<'a> {
+    fn write(folder: &'a OwnedFd, name: &'a str, bytes: &[u8]) -> Result<Self, Failure> {
+        let temporary = format!(".{name}.tmp");
+        match rustix::fs::unlinkat(folder, &temporary, AtFlags::empty()) {
+            // Of a daemon that was killed while writing.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Before it is written: what is there of it goes away with this.
+        let staged = Staged { folder, name, temporary };
+        write(folder, &staged.temporary, bytes)?;
+        Ok(staged)
     }
-    let written =
-        write(folder, &temporary, bytes).and_then(|()| Ok(rustix::fs::renameat(folder, &temporary, folder, name)?));
-    if written.is_err() {
-        // What cannot be removed now is removed by the next write.
-        let _ = rustix::fs::unlinkat(folder, &temporary, AtFlags::empty());
+
+    /// Atomic and, once the folder is synced, durable.
+    fn place(self) -> Result<(), Failure> {
+        Ok(rustix::fs::renameat(self.folder, &self.temporary, self.folder, self.name)?)
     }
-    written
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        // Nothing is left after `place`; what cannot be removed now is removed by the next write.
+        let _ = rustix::fs::unlinkat(self.folder, &self.temporary, AtFlags::empty());
+    }
 }
 
 fn write(folder: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Failure> {

@@ -16,8 +16,8 @@ use reqwest::header::AUTHORIZATION;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::http_client;
 use super::localstack::{LocalStack, REGION};
+use super::{PATIENCE, http_client};
 
 /// What the edge in front of the storage does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,9 @@ impl BucketSite {
         let body = format!(
             "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
         );
-        let made = request(Method::PUT, &format!("{origin}/{name}")).body(body).send().await.expect("LocalStack runs");
+        // The first request has LocalStack load its S3, which takes its time on a busy machine.
+        let made = request(Method::PUT, &format!("{origin}/{name}")).body(body).timeout(PATIENCE);
+        let made = made.send().await.expect("LocalStack runs");
         assert!(made.status().is_success(), "{made:?}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));

@@ -2,9 +2,10 @@
 //!
 //! A key counts as published only once every place of its issuer was read back with it ([`Engine::is_placed`]).
 
+mod blame;
 mod pass;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -17,11 +18,11 @@ use super::reconcile::chain;
 use super::signing::random_byte;
 use crate::keyring::name::Name;
 use crate::keyring::outlook::Alarm;
-use crate::keyring::placement::Generations;
 use crate::keyring::time::Span;
 use crate::publisher::{PublishError, Publisher};
 use crate::telemetry::metrics::PublisherMetrics;
 
+use blame::Left;
 use pass::Pass;
 
 /// What is placed is looked at again at least this often, and once per `max_age` where that is shorter.
@@ -53,8 +54,10 @@ pub struct Place {
 struct State {
     /// The kids that it showed, with exactly their members, when it was read last.
     shown: BTreeSet<String>,
-    /// From which generations its documents were when they were ours.
-    confirmed: Option<Generations>,
+    /// By path: the last document of ours.
+    left: BTreeMap<String, Left>,
+    /// By path: what was said of it since, and whether somebody else was to blame.
+    told: BTreeMap<String, (bool, String)>,
     /// Boot time since which it was not found to be as it should.
     behind_since: Option<Span>,
     /// It lacks a key that counts as published: nothing may be promoted.
@@ -189,8 +192,10 @@ impl Engine {
 
     /// `jwksd_publication_mismatch`: probes that see something else, and places that somebody else changed.
     pub(super) fn tell_mismatches(&self, issuer: &IssuerCell) {
+        // Held until it is told: of two who count at the same time the later one has the last word.
+        let probes = issuer.probes();
         let places = self.places_of(&issuer.url).filter(|place| place.state().foreign_since.is_some()).count();
-        issuer.metrics.set_publication_mismatch((issuer.probes().mismatches() + places) as u64);
+        issuer.metrics.set_publication_mismatch((probes.mismatches() + places) as u64);
     }
 
     /// What a keyset's places have to say.

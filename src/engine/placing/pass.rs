@@ -10,14 +10,15 @@ use super::super::Engine;
 use super::super::cell::{Directory, IssuerCell, KeysetCell, RouteKind};
 use super::super::publish::cache_control;
 use super::super::start::paths;
-use super::Place;
+use super::blame::Left;
+use super::{Place, State};
 use crate::keyring::discovery::discovery_document;
 use crate::keyring::jwk::jwks_document;
-use crate::keyring::placement::{Found, Generations, Reason, Standing, Verdict, Writer, verdict};
+use crate::keyring::placement::{Found, Generations, Reason, Verdict, Writer, verdict};
 use crate::keyring::publication::Served;
 use crate::keyring::record::{KeyState, Keyring};
 use crate::keyring::time::Span;
-use crate::publisher::{Headers, Operation, Outgoing, Placed, PublishError};
+use crate::publisher::{Headers, Operation, Outgoing, Placed, PublishError, Version};
 
 /// How often one document is compared and written before somebody else gets a turn.
 const ATTEMPTS: u32 = 4;
@@ -34,13 +35,13 @@ pub(super) enum Pass {
 }
 
 /// An issuer as it is to be placed.
-struct Rendering {
+pub(super) struct Rendering {
     documents: Vec<(String, RouteKind, Outgoing)>,
     generations: Generations,
-    keyrings: Vec<Arc<Keyring>>,
+    pub(super) keyrings: Vec<Arc<Keyring>>,
     /// Knows what became of keysets that left the issuer.
     directory: Arc<Directory>,
-    writer: Writer,
+    pub(super) writer: Writer,
     /// No key is published: only what shows a revoked one is replaced. The last document stays else.
     withdrawing: bool,
 }
@@ -67,13 +68,12 @@ impl Engine {
         let mut findings = Findings::default();
         let mut settled = Ok(());
         for (path, kind, document) in &rendering.documents {
-            settled = self.settle_document(place, &rendering, (path, *kind, document), &mut findings).await;
-            if settled.is_err() {
-                break;
-            }
+            // A path that fails does not keep a revoked key at the next one.
+            let done = self.settle_document(place, &rendering, (path, *kind, document), &mut findings).await;
+            settled = settled.and(done);
         }
         let pass = if findings.behind { Pass::Behind } else { Pass::Right };
-        self.take_note(place, issuer, rendering, findings, settled.is_ok()).await;
+        self.take_note(place, issuer, &rendering, findings, settled.is_ok()).await;
         settled.map(|()| pass)
     }
 
@@ -139,7 +139,9 @@ impl Engine {
         (path, kind, document): (&str, RouteKind, &Outgoing),
         findings: &mut Findings,
     ) -> Result<(), PublishError> {
-        let mut written = false;
+        let mut left = place.state().left.get(path).cloned();
+        // What the last write of this pass has replaced, if it was carried out.
+        let mut replaced: Option<Option<Version>> = None;
         for _ in 0..ATTEMPTS {
             let found = place.publisher.read(path).await?;
             let keys = KeysFound::of(found.as_ref(), rendering);
@@ -149,82 +151,47 @@ impl Engine {
             if kind == RouteKind::Jwks {
                 findings.look(path, &keys);
             }
-            let reason = match rendering.decide(found.as_ref(), document) {
+            let decided = rendering.decide(found.as_ref(), document);
+            let version = found.as_ref().map(|found| &found.version);
+            // What a write was confirmed for and has not touched says more of the storage than of anybody else.
+            let untouched = replaced.as_ref().is_some_and(|replaced| replaced.as_ref() == version);
+            if let Verdict::Write(reason) | Verdict::Leave(reason) = &decided
+                && !untouched
+            {
+                let foreign = rendering.is_foreign(reason, kind, found.as_ref(), left.as_ref(), self.clock.now());
+                findings.foreign |= foreign;
+                let then = if matches!(decided, Verdict::Write(_)) { "it is replaced" } else { "it stays" };
+                tell(place, path, reason, foreign, then);
+            }
+            match decided {
                 Verdict::Current => {
+                    place.state().settled(path, rendering.left(document, true));
                     findings.note(kind, keys);
                     return Ok(());
                 }
-                Verdict::Leave(reason) => {
-                    self.tell(place, path, rendering, kind, found.as_ref(), &reason, "it stays", findings);
+                Verdict::Leave(_) => {
                     findings.behind = true;
                     findings.note(kind, keys);
                     return Ok(());
                 }
-                Verdict::Write(reason) => reason,
-            };
-            if !written {
-                self.tell(place, path, rendering, kind, found.as_ref(), &reason, "it is replaced", findings);
+                Verdict::Write(_) => {}
             }
-            match place.publisher.put(path, document, found.as_ref().map(|found| &found.version)).await {
-                Ok(()) => written = true,
+            place.state().tried(path);
+            match place.publisher.put(path, document, version).await {
+                Ok(()) => {
+                    left = Some(rendering.left(document, false));
+                    replaced = Some(version.cloned());
+                }
                 Err(PublishError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         let place = place.publisher.locate(path);
-        if !written {
+        if replaced.is_none() {
             return Err(PublishError::Conflict { place });
         }
         let problem = "what is read back is not what was written: see who else writes there".to_owned();
         Err(PublishError::Failed { operation: Operation::Write, place, problem, source: None })
-    }
-
-    /// Says what is wrong with what was found, if no writer of ours has left it so.
-    #[allow(clippy::too_many_arguments, reason = "what is told")]
-    fn tell(
-        &self,
-        place: &Place,
-        path: &str,
-        rendering: &Rendering,
-        kind: RouteKind,
-        found: Option<&Placed>,
-        reason: &Reason,
-        then: &str,
-        findings: &mut Findings,
-    ) {
-        let confirmed = place.state().confirmed.clone();
-        let regressed = || {
-            let placed = found.and_then(generations_of);
-            let confirmed = confirmed.as_ref();
-            placed.zip(confirmed).is_some_and(|(placed, confirmed)| {
-                placed.compare(confirmed, &rendering.known(&placed)) == Standing::Older
-            })
-        };
-        let foreign = match reason {
-            Reason::Nothing => confirmed.is_some(),
-            Reason::Older => regressed(),
-            // A crash between two files, another order in the configuration or another release leave that too.
-            Reason::Altered => match kind {
-                RouteKind::Jwks => self.is_inexplicable(found, rendering),
-                RouteKind::Discovery => confirmed.is_some(),
-            },
-            reason => reason.is_foreign(rendering.writer),
-        };
-        let location = place.publisher.locate(path);
-        if foreign {
-            findings.foreign = true;
-            tracing::error!(issuer = %place.issuer, publisher = %place.name, place = %location, "what is published there was changed by somebody else: {reason}; {then}");
-        } else if !matches!(reason, Reason::Nothing | Reason::Older) {
-            tracing::warn!(issuer = %place.issuer, publisher = %place.name, place = %location, "{reason}; {then}");
-        }
-    }
-
-    /// Whether a key set has or lacks what no rendering of ours would.
-    fn is_inexplicable(&self, found: Option<&Placed>, rendering: &Rendering) -> bool {
-        let (Some(found), Some(keyring)) = (found, rendering.keyrings.first()) else { return true };
-        let keyrings: Vec<&Keyring> = rendering.keyrings.iter().map(Arc::as_ref).collect();
-        let found = Served::parse(&found.body);
-        !found.discrepancies(&keyrings, &keyring.policy.issuer, self.clock.now()).is_empty()
     }
 
     /// Remembers what a pass found, and has everything planned again that depends on it. Where the pass was not
@@ -233,7 +200,7 @@ impl Engine {
         &self,
         place: &Place,
         issuer: &Arc<IssuerCell>,
-        rendering: Rendering,
+        rendering: &Rendering,
         findings: Findings,
         complete: bool,
     ) {
@@ -249,9 +216,7 @@ impl Engine {
             state.foreign_since =
                 if findings.foreign { Some(boot) } else { state.foreign_since.filter(|at| !over(at)) };
             (state.shown, state.lacking) = (shown, lacking);
-            if complete && !findings.behind {
-                state.confirmed = Some(rendering.generations);
-            }
+            state.forget_others(rendering);
             (news, back)
         };
         if back {
@@ -269,7 +234,50 @@ impl Engine {
     }
 }
 
+/// Says what is wrong with what was found, once while it lasts.
+fn tell(place: &Place, path: &str, reason: &Reason, foreign: bool, then: &str) {
+    if !foreign && matches!(reason, Reason::Nothing | Reason::Older) {
+        return;
+    }
+    let told = (foreign, format!("{reason}; {then}"));
+    if place.state().told.insert(path.to_owned(), told.clone()).is_some_and(|before| before == told) {
+        return;
+    }
+    let (location, told) = (place.publisher.locate(path), told.1);
+    if foreign {
+        tracing::error!(issuer = %place.issuer, publisher = %place.name, place = %location, "what is published there was changed by somebody else: {told}");
+    } else {
+        tracing::warn!(issuer = %place.issuer, publisher = %place.name, place = %location, "{told}");
+    }
+}
+
+impl State {
+    /// A document of ours was read back at the path.
+    fn settled(&mut self, path: &str, left: Left) {
+        self.left.insert(path.to_owned(), left);
+        self.told.remove(path);
+    }
+
+    /// The path is about to be written to.
+    fn tried(&mut self, path: &str) {
+        if let Some(left) = self.left.get_mut(path) {
+            left.surely = false;
+        }
+    }
+
+    /// Paths that the issuer has no more: what becomes of them is not ours to know.
+    fn forget_others(&mut self, rendering: &Rendering) {
+        let is_ours = |path: &String| rendering.documents.iter().any(|(ours, ..)| ours == path);
+        self.left.retain(|path, _| is_ours(path));
+        self.told.retain(|path, _| is_ours(path));
+    }
+}
+
 impl Rendering {
+    fn left(&self, document: &Outgoing, surely: bool) -> Left {
+        Left { generations: self.generations.clone(), document: document.clone(), surely }
+    }
+
     fn decide(&self, found: Option<&Placed>, document: &Outgoing) -> Verdict {
         let generations = found.and_then(generations_of);
         let found = match (found, &generations) {
@@ -282,7 +290,7 @@ impl Rendering {
     }
 
     /// Where the keysets of a mark stand now, whatever their issuer.
-    fn known(&self, placed: &Generations) -> Generations {
+    pub(super) fn known(&self, placed: &Generations) -> Generations {
         let cells = placed.keysets().filter_map(|keyset| self.directory.keysets.get(keyset));
         let keyrings: Vec<_> = cells.map(|cell| cell.snapshot.load().keyring.clone()).collect();
         Generations::exactly(keyrings.iter().map(Arc::as_ref))
@@ -338,6 +346,6 @@ impl KeysFound {
     }
 }
 
-fn generations_of(found: &Placed) -> Option<Generations> {
+pub(super) fn generations_of(found: &Placed) -> Option<Generations> {
     Generations::parse(found.generations.as_deref()?)
 }

@@ -13,6 +13,9 @@ use tokio::sync::Mutex;
 use crate::clock::Clock;
 use crate::keyring::time::{Span, Timestamp};
 
+/// Names the chain in errors.
+pub(super) const CREDENTIALS: &str = "AWS credentials";
+
 /// Credentials that end sooner are loaded anew.
 const MARGIN: Duration = Duration::from_secs(60);
 
@@ -54,7 +57,7 @@ impl CredentialProvider for Chain {
         if let Some(held) = held.as_ref().filter(|held| now < held.until) {
             return Ok(held.credential.clone());
         }
-        let failed = |error| object_store::Error::Generic { store: "AWS credentials", source: Box::new(error) };
+        let failed = |error| object_store::Error::Generic { store: CREDENTIALS, source: Box::new(error) };
         let loaded = self.chain.provide_credentials().await.map_err(failed)?;
         let credential = Arc::new(AwsCredential {
             key_id: loaded.access_key_id().to_owned(),

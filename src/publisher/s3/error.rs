@@ -2,6 +2,7 @@
 
 use object_store::Error;
 
+use super::credentials::CREDENTIALS;
 use crate::publisher::{Operation, PublishError};
 
 /// Where an answer of the storage begins in the words of the client library.
@@ -17,6 +18,7 @@ pub(super) fn failed(operation: Operation, place: String, error: Error) -> Publi
              on the bucket, see docs/publishers.md",
             code(answer.unwrap_or_default())
         ),
+        (Error::Generic { store: CREDENTIALS, .. }, _) => "no AWS credentials can be had".to_owned(),
         (Error::NotFound { .. }, _) => format!("the bucket does not exist{}", code(answer.unwrap_or_default())),
         (_, Some(answer)) => format!("the storage answers {}{}", status(answer), code(answer)),
         (_, None) => "the storage cannot be reached".to_owned(),
