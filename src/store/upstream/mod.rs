@@ -223,7 +223,7 @@ impl Store for UpstreamStore {
             Document::Keyring(name) => Some(name),
             _ => None,
         };
-        Ok(entries.into_iter().filter_map(|(document, _)| keyring(document)).collect())
+        Ok(entries.into_keys().filter_map(keyring).collect())
     }
 
     fn shared(&self) -> Option<&dyn SharedStore> {
