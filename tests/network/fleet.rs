@@ -34,6 +34,7 @@ algorithm = "ES256"
 [keyset.main.rotation]
 every = "9s"
 propagation = "8s"
+successors = 1
 verifiers = [{ name = "test", cache = "2s" }]
 [keyset.main.tokens]
 max_ttl = "4s"
