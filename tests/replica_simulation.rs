@@ -75,7 +75,8 @@ fn first_of<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Option<T> + Sync
 fn no_live_token_is_rejected_whatever_happens_to_replicas() {
     let seeds: Vec<u64> = match std::env::var("JWKSD_SIM_SEED") {
         Ok(seed) => vec![seed.parse().expect("JWKSD_SIM_SEED is a number")],
-        Err(_) => (1..=40).chain([Random::from_system()]).collect(),
+        // Seed 1 came across managers that took turns with their policies, 14 across one that wrote without end.
+        Err(_) => (1..=16).chain([Random::from_system()]).collect(),
     };
     let broken = first_of(&seeds, |seed| {
         let (stats, outcome) = simulate(*seed, Flaws::NONE, 600);

@@ -12,7 +12,8 @@ use crate::keyring::name::Name;
 use crate::keyring::time::Span;
 
 /// Shared documents from a shared store; seen marks, the alive mark and copies of what was read last in a store of this
-/// replica's own. Until the shared store has answered once, the copies stand in for what cannot be read.
+/// replica's own. Until the shared store has answered once, or something was to be written to it, the copies stand in for
+/// what cannot be read.
 pub struct Split {
     shared: Arc<dyn SharedStore>,
     own: Arc<dyn Store>,
@@ -60,6 +61,10 @@ impl Store for Split {
     }
 
     async fn replace(&self, document: &Document, expected: Option<Digest>, bytes: &[u8]) -> Result<(), StoreError> {
+        if document.is_shared() {
+            // Only the store itself can say what became of a write, or what was there before it.
+            self.answered.store(true, Ordering::Relaxed);
+        }
         self.of(document).replace(document, expected, bytes).await
     }
 

@@ -39,6 +39,13 @@ impl World {
         for _ in 0..110 {
             self.tick().await?;
         }
+        // Something is written at any time, and a replica looks within some seconds.
+        for _ in 0..10 {
+            if self.is_settled().is_ok() {
+                break;
+            }
+            self.tick().await?;
+        }
         self.is_settled()
     }
 

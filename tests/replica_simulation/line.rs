@@ -39,6 +39,8 @@ pub struct Written {
     pub by: usize,
     pub document: Document,
     pub bytes: Vec<u8>,
+    /// The newest generation that the writer had seen.
+    pub seen: u64,
 }
 
 pub type Log = Arc<Mutex<Vec<Written>>>;
@@ -136,10 +138,6 @@ impl Line {
         self.faults().confirmable
     }
 
-    pub fn seen(&self, document: &Document) -> u64 {
-        self.faults().seen.get(document).copied().unwrap_or(0)
-    }
-
     /// What the replica remembered is lost.
     pub fn forget(&self) {
         let mut faults = self.faults();
@@ -166,10 +164,14 @@ impl Line {
     }
 
     fn note(&self, document: &Document, bytes: &[u8]) {
-        self.log.lock().unwrap().push(Written { by: self.who, document: document.clone(), bytes: bytes.to_vec() });
+        let (by, seen) = (self.who, self.faults().seen.get(document).copied().unwrap_or(0));
+        self.log.lock().unwrap().push(Written { by, document: document.clone(), bytes: bytes.to_vec(), seen });
     }
 
     fn saw(&self, document: &Document, bytes: &[u8]) {
+        if !matches!(document, Document::Keyring(_)) {
+            return;
+        }
         let generation = generation(bytes);
         let mut faults = self.faults();
         let seen = faults.seen.entry(document.clone()).or_default();
@@ -237,8 +239,11 @@ impl Line {
 
 /// The generation that a record says it has.
 pub fn generation(bytes: &[u8]) -> u64 {
-    let record: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-    record["generation"].as_u64().unwrap_or(0)
+    #[derive(serde::Deserialize)]
+    struct Header {
+        generation: u64,
+    }
+    serde_json::from_slice(bytes).map_or(0, |header: Header| header.generation)
 }
 
 fn unavailable(operation: &'static str) -> StoreError {

@@ -262,8 +262,8 @@ impl World {
             let who = self.seats.get(written.by).map_or("it", |seat| &seat.name).to_owned();
             let generation = crate::line::generation(&written.bytes);
             self.tell(format!("{who} writes {} generation {generation}", written.document));
-            let seen = self.seats.get(written.by).map_or(0, |seat| seat.line.seen(&written.document));
-            if seen > generation && self.older.is_some() {
+            let seen = written.seen;
+            if seen >= generation && self.older.is_some() {
                 let what = format!("{who} saw generation {seen} of {} and writes over it", written.document);
                 return Err(self.broken(&what));
             }
