@@ -139,7 +139,9 @@ fn described(outcome: &RecoveryOutcome) -> String {
         text.push_str(&line(keyset));
     }
     for keyset in &outcome.renewed {
-        text.push_str(&format!("{keyset}: nothing is left of it; it begins anew, and its first key waits for propagation\n"));
+        text.push_str(&format!(
+            "{keyset}: nothing is left of it; it begins anew, and its first key waits for propagation\n"
+        ));
     }
     if !outcome.installation_is_intact {
         text.push_str("the installation's record is written anew\n");
@@ -186,7 +188,10 @@ fn print(global: &Global, outcome: &RecoveryOutcome, dry_run: bool) -> Outcome {
                     })
                 })
                 .collect();
-            println!("{:#}", json!({ "dry_run": dry_run, "keysets": keysets, "renewed": outcome.renewed, "not_used": outcome.unusable }));
+            println!(
+                "{:#}",
+                json!({ "dry_run": dry_run, "keysets": keysets, "renewed": outcome.renewed, "not_used": outcome.unusable })
+            );
         }
         Output::Text if outcome.is_nothing() => {
             for problem in &outcome.unusable {

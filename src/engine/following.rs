@@ -223,8 +223,7 @@ impl Engine {
     pub(super) async fn load_again(&self, cell: &Arc<KeysetCell>, writer: &mut Writer) -> Result<(), LedgerError> {
         let ledger = self.ledger()?;
         let shown = cell.snapshot.load().keyring.clone();
-        let accept =
-            |found: &Keyring| lost_revocation(&shown, found, ledger.locate(&cell.name)).map_or(Ok(()), Err);
+        let accept = |found: &Keyring| lost_revocation(&shown, found, ledger.locate(&cell.name)).map_or(Ok(()), Err);
         let loaded = match ledger.load_if(&cell.name, accept).await {
             // The installation may have changed together with the keyring.
             Err(error) if error.is_distrust() => match ledger.refresh().await {

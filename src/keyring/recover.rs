@@ -76,9 +76,7 @@ pub fn recover(histories: &[Keyring], recovery: &Recovery<'_>) -> Option<Recover
         None => {
             let shows = |history: &Keyring, key: &Key| history.published().any(|shown| shown.public == key.public);
             // The one that signs goes on: whether anybody was served without it is not known.
-            merge.distrust(|key| {
-                key.state == KeyState::Active || histories.iter().all(|history| shows(history, key))
-            });
+            merge.distrust(|key| key.state == KeyState::Active || histories.iter().all(|history| shows(history, key)));
         }
     }
     Some(merge.end(histories))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::migrate::refuse_unfinished;
 use super::installation::{Installation, Place, WrappedDataKey};
+use super::migrate::refuse_unfinished;
 use super::{INSTALLATION, Ledger, LedgerError};
 use crate::keyring::record::Journal;
 use crate::keyring::time::Timestamp;

@@ -57,9 +57,13 @@ pub enum MigrateError {
     InUse { location: String, replicas: String },
     #[error("{location} holds something already ({found}): move that away, or name an empty store")]
     Occupied { location: String, found: String },
-    #[error("{location} was written while it was read: stop whatever writes it and migrate again; until then the target is unfinished")]
+    #[error(
+        "{location} was written while it was read: stop whatever writes it and migrate again; until then the target is unfinished"
+    )]
     Changed { location: String },
-    #[error("{location} is not what was written there: the target is unfinished; find out what else writes it, then migrate again")]
+    #[error(
+        "{location} is not what was written there: the target is unfinished; find out what else writes it, then migrate again"
+    )]
     Differs { location: String },
     #[error("it cannot be noted that {location} was seen ({problem}): the target is unfinished; migrate again")]
     Unmarked { location: String, problem: String },
@@ -85,10 +89,8 @@ pub async fn migrate_store(from: &Site, to: &Site, now: Timestamp) -> Result<Mig
     let source = Ledger::open(copy.clone(), &from.keks).await?;
     load_all(&source).await?;
     let opened = Ledger::open(copy.clone(), &to.keks).await;
-    opened.map_err(|source| MigrateError::OtherSeal {
-        location: from.store.locate(&Document::Installation),
-        source,
-    })?;
+    opened
+        .map_err(|source| MigrateError::OtherSeal { location: from.store.locate(&Document::Installation), source })?;
     let id = source.installation().id.clone();
     let digests = copy.shared_digests();
     let keyrings = digests.len() - 1;

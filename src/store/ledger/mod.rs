@@ -163,10 +163,7 @@ impl Ledger {
     }
 
     /// The same, whatever is unfinished.
-    async fn open_records(
-        store: Arc<dyn Store>,
-        keks: &[Arc<dyn KeyEncryptionKey>],
-    ) -> Result<Ledger, LedgerError> {
+    async fn open_records(store: Arc<dyn Store>, keks: &[Arc<dyn KeyEncryptionKey>]) -> Result<Ledger, LedgerError> {
         let location = store.locate(&Document::Installation);
         let not_initialised = || LedgerError::NotInitialised { location: location.clone() };
         let bytes = store.read(&Document::Installation).await?.ok_or_else(not_initialised)?;
