@@ -51,8 +51,8 @@ pub enum MigrateError {
     #[error("{location} is the store itself: name another one")]
     SameStore { location: String },
     #[error(
-        "replicas reported to {location} within the last minute: {replicas}. Stop them all; one that was killed counts \
-         for a minute"
+        "replicas reported to {location} within the last minute: {replicas}. Stop them all, and try again a minute later: \
+         until then nobody knows whether they run"
     )]
     InUse { location: String, replicas: String },
     #[error("{location} holds something already ({found}): move that away, or name an empty store")]

@@ -428,13 +428,14 @@ async fn histories_of(
             }
         }
     }
-    let mark = Document::Seen(name.clone());
-    for (source, label) in std::iter::once((store, "this store".to_owned()))
-        .chain(request.evidence.iter().map(|evidence| (evidence.store.as_ref(), evidence.label.clone())))
-    {
-        // Some sources have no marks; one that cannot be read says nothing.
-        let Ok(Some(seen)) = claimed_mark(source, &mark, Kind::Seen, name.as_str()).await else { continue };
-        histories.seen.push((label, Seen::Record(seen)));
+    // Some sources have no marks; one that cannot be read says nothing, a stranger's neither.
+    if let Ok(Some(seen)) = claimed_mark(store, &Document::Seen(name.clone()), Kind::Seen, name.as_str()).await {
+        histories.seen.push(("this store".to_owned(), Seen::Record(seen)));
+    }
+    for evidence in request.evidence {
+        if let Ok(Some(seen)) = SeenMark::of_keyring(evidence.store.as_ref(), keys, name).read().await {
+            histories.seen.push((evidence.label.clone(), Seen::Record(seen)));
+        }
     }
     Ok(histories)
 }

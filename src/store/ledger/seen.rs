@@ -125,7 +125,7 @@ impl<'a> SeenMark<'a> {
         Ok(())
     }
 
-    async fn read(&self) -> Result<Option<Position>, LedgerError> {
+    pub async fn read(&self) -> Result<Option<Position>, LedgerError> {
         let location = self.store.locate(&self.document);
         let Some(bytes) = self.store.read(&self.document).await? else { return Ok(None) };
         let record = open_record(&location, &bytes, self.kind, self.name, self.keys)?;
