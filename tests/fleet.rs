@@ -67,7 +67,8 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let counting = [("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track_planning", "off")];
+        let counting =
+            [("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track_planning", "off")];
         let server = PostgresServer::start(&counting).await;
         let database = server.database().await;
         database.sql("CREATE EXTENSION pg_stat_statements").await;
@@ -114,8 +115,12 @@ impl World {
         let at = Instant::now();
         let arrivals = self.arrivals(at, before + 1).await;
         let part = |part: usize| arrivals[(MANY * part).div_ceil(100) - 1].as_secs_f64();
-        println!("{what}: after {:.2} s half of the signers had it, after {:.2} s 99 %, after {:.2} s all",
-            part(50), part(99), part(100));
+        println!(
+            "{what}: after {:.2} s half of the signers had it, after {:.2} s 99 %, after {:.2} s all",
+            part(50),
+            part(99),
+            part(100)
+        );
         self.keyset().await["active_kid"].as_str().unwrap().to_owned()
     }
 

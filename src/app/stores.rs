@@ -79,11 +79,7 @@ impl RawStore {
         }
     }
 
-    fn over_postgres(
-        postgres: &Postgres,
-        environment: &Environment,
-        own: Arc<dyn Store>,
-    ) -> Result<Self, AppError> {
+    fn over_postgres(postgres: &Postgres, environment: &Environment, own: Arc<dyn Store>) -> Result<Self, AppError> {
         let database = Arc::new(self::postgres(postgres, environment)?);
         let store = Arc::new(Split::new(database.clone(), own));
         Ok(RawStore { store, postgres: Some(database) })

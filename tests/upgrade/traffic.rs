@@ -130,7 +130,9 @@ async fn show(verifiers: &Verifiers, signed: &Signed, seen: &Seen, when: &str) {
             Ok(_) => tally.accepted += 1,
             Err(rejection) if is_unreachable(&rejection) || has_ended(signed) => tally.unjudged += 1,
             Err(rejection) => {
-                tally.rejected.push(format!("verifier {index}, {when}: {rejection}, a token with the key {}", signed.kid));
+                tally
+                    .rejected
+                    .push(format!("verifier {index}, {when}: {rejection}, a token with the key {}", signed.kid));
             }
         }
     }
