@@ -1,6 +1,6 @@
 //! A thousand signers without a store behind two managers over one PostgreSQL: all of them keep up through rotations, a
-//! revocation and the restart of a manager, and the database does not notice how many there are. What that costs is printed
-//! (`cargo test --test fleet -- --nocapture`); docs/upstream.md quotes it.
+//! revocation and the restart of a manager, and the database does not notice how many there are. What that costs is
+//! printed (`cargo test --test fleet -- --nocapture`); docs/upstream.md quotes it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 

@@ -16,7 +16,9 @@ use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::plan::{Desired, Facts};
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
-use jwksd::keyring::record::{Answered, AuditEntry, Journal, Key, KeyState, Keyring, Origin, PrivateHandle};
+use jwksd::keyring::record::{
+    Answered, AuditEntry, Floor, Hold, Journal, Key, KeyState, Keyring, Origin, PrivateHandle, Revocation, Superseded,
+};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::data_keys::DataKeys;
@@ -24,7 +26,7 @@ use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::file::FileStore;
 use jwksd::store::ledger::{
-    Alive, Amended, Initialisation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
+    Alive, Amended, Initialisation, Installation, KeysetState, Ledger, LedgerError, Loaded, Mark, SealEvidence, Settled,
 };
 use jwksd::store::memory::MemoryStore;
 use jwksd::store::record::RecordProblem;
@@ -638,6 +640,41 @@ async fn the_journal_of_the_installation_is_kept() {
     let bound = ledger.amend_journal(Some(current), note).await.unwrap();
     assert_eq!((bound, ledger.generation()), (Amended::At { generation: current + 1 }, current + 1));
     assert_eq!(ledger.installation().journal.next_seq, current + 1, "the generation that the write made");
+}
+
+/// Replicas of neighbouring releases read each other's records while a fleet is upgraded.
+#[tokio::test]
+async fn members_that_a_newer_release_adds_to_a_record_are_passed_over() {
+    fn add_members(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Array(items) => items.iter_mut().for_each(add_members),
+            serde_json::Value::Object(members) => {
+                members.values_mut().for_each(add_members);
+                members.insert("newer".to_owned(), serde_json::json!({ "than": ["this", 1] }));
+            }
+            _ => {}
+        }
+    }
+    let ledger = initialise(Arc::new(MemoryStore::new()), &ephemeral_seal()).await.unwrap();
+    let mut known = keyring(&name("a"), "l", &ledger.keys());
+    let (reason, actor) = ("why".to_owned(), "who".to_owned());
+    known.keys[1].state = KeyState::Revoked;
+    known.keys[1].revocation = Some(Revocation { reason: reason.clone(), actor: actor.clone(), at: at(2) });
+    known.hold = Some(Hold { reason, until: None, actor: actor.clone(), since: at(3) });
+    known.supersedes.push(Superseded { lineage: "former".to_owned(), generation: 4 });
+    known.floors.push(Floor { propagation: Span::HOUR, window: Span::MINUTE, until: at(5) });
+    let (action, kids) = ("hold".to_owned(), BTreeSet::new());
+    known.journal.audit.push(AuditEntry { seq: 0, at: at(3), action, actor, reason: None, kids, detail: None });
+    for schedule in [Schedule::Every(Span::DAY), Schedule::cron("@daily", Some("Europe/Berlin")).unwrap()] {
+        known.policy.rotation.schedule = schedule;
+        let mut stored = serde_json::to_value(&known).unwrap();
+        add_members(&mut stored);
+        let read: Keyring = serde_json::from_str(&stored.to_string()).unwrap();
+        assert_eq!(read, known);
+    }
+    let mut stored = serde_json::to_value(&*ledger.installation()).unwrap();
+    stored["newer"] = serde_json::json!(1);
+    assert_eq!(serde_json::from_value::<Installation>(stored).unwrap(), *ledger.installation());
 }
 
 /// Everything that grows, grown as far as it goes.

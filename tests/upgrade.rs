@@ -1,5 +1,6 @@
-//! A rolling upgrade and its way back: three replicas over PostgreSQL and a signer behind them, each in turn replaced by the
-//! other build while it rotates, signs and is verified. `tests/run` builds the commit before this one and names it here.
+//! A rolling upgrade and its way back: three replicas over PostgreSQL and a signer behind them, each in turn replaced by
+//! the other build while it rotates, signs and is verified. `tests/run` builds the commit before this one and names it
+//! here.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 

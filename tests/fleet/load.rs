@@ -13,8 +13,8 @@ const STATEMENTS: &str = "SELECT coalesce(sum(calls), 0) || ' ' || coalesce(sum(
      WHERE rolname = 'jwksd_manager'";
 
 /// The costliest of them, for whoever wants to know why.
-const COSTLIEST: &str = "SELECT calls || ' calls, ' || round(mean_exec_time::numeric, 2) || ' ms and ' || rows / calls || \
-     ' rows each: ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 70) FROM pg_stat_statements \
+const COSTLIEST: &str = "SELECT calls || ' calls, ' || round(mean_exec_time::numeric, 2) || ' ms and ' || \
+     rows / calls || ' rows each: ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 70) FROM pg_stat_statements \
      JOIN pg_roles ON pg_roles.oid = userid WHERE rolname = 'jwksd_manager' ORDER BY total_exec_time DESC LIMIT 6";
 
 /// One look.
@@ -97,7 +97,8 @@ impl std::fmt::Display for Load {
 fn process(pid: u32) -> Process {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the process runs");
     let stat = read("stat");
-    // The name before it may hold spaces, and ends with a parenthesis (proc_pid_stat(5): utime and stime, fields 14 and 15).
+    // The name before it may hold spaces, and ends with a parenthesis (proc_pid_stat(5): utime and stime are fields 14
+    // and 15).
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number of ticks")).sum();
     let status = read("status");

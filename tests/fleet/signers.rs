@@ -1,4 +1,5 @@
-//! Signers in the test's process: the real engine over a real upstream store each, with the tasks that the daemon gives it.
+//! Signers in the test's process: the real engine over a real upstream store each, with the tasks that the daemon gives
+//! it.
 
 use std::path::PathBuf;
 use std::sync::Arc;

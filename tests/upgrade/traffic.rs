@@ -1,5 +1,5 @@
-//! Applications that have every daemon sign without a pause, and caching verifiers behind each daemon, to which every token
-//! is shown at once and again shortly before it expires.
+//! Applications that have every daemon sign without a pause, and caching verifiers behind each daemon, to which every
+//! token is shown at once and again shortly before it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
