@@ -350,9 +350,9 @@ impl SharedStore for Line {
         self.link.replicas(longest).await
     }
 
-    async fn forget(&self, replica: &str) -> Result<(), StoreError> {
+    async fn forget(&self, replicas: &[&str]) -> Result<(), StoreError> {
         self.may_write()?;
-        self.link.forget(replica).await
+        self.link.forget(replicas).await
     }
 }
 

@@ -332,7 +332,10 @@ impl World {
             // It learns of that by looking, and what it writes until then counts.
             let wrong_since = self.hub_wrong_since.max(seat.well_since).max(seat.started_at);
             if unsure && now > wrong_since + limit + TICK.times(4) {
-                let confirmed = cell.confirmed_at().map(|at| Clock::boot(&*seat.clock).saturating_sub(at));
+                let confirmed = cell
+                    .confirmed_at()
+                    .map(|at| Clock::boot(&*seat.clock).as_millis().saturating_sub(at))
+                    .map(Span::from_millis);
                 let what = format!("{name} signs with {kid} by a wrong clock, confirmed {confirmed:?} ago");
                 return Err(self.broken(&format!("{what}; it may for {limit}")));
             }
