@@ -152,13 +152,20 @@ impl Engine {
         if let Intent::Import(imported) = &request.intent {
             facts.room = u32::from(self.has_room_for(cell, &imported.key));
         }
+        let before = snapshot.keyring.journal.clone();
         let (next, outcome) = match decide(&snapshot.keyring, &facts, &request)? {
             Decision::Replay(outcome) | Decision::Answer(outcome) => return Ok(Some(outcome)),
             Decision::Write { next, outcome } => (*next, outcome),
         };
+        let entries: Vec<_> = next.journal.audit.iter().filter(|entry| entry.seq >= before.next_seq).cloned().collect();
         match self.commit(cell, &mut writer, next).await {
             Ok(()) => {}
-            Err(CommitError::Overtaken) => return Ok(None),
+            Err(CommitError::Overtaken) => {
+                // Its answer may have been lost, and another replica have written after it: it is not to be done twice.
+                let now = cell.snapshot.load_full().keyring.clone();
+                let landed = !entries.is_empty() && entries.iter().all(|entry| now.journal.audit.contains(entry));
+                return Ok(landed.then_some(outcome));
+            }
             Err(CommitError::Ledger(error)) => return Err(CommandError::Store { cause: chain(&error) }),
             Err(CommitError::Signer(error)) => return Err(CommandError::Backend { cause: chain(&error) }),
         }

@@ -111,10 +111,9 @@ impl Engine {
         let (directory, boot) = (self.directory(), self.clock.boot());
         let mut missing = Vec::new();
         for cell in &directory.order {
-            if cell.is_stale(cell.snapshot.load().keyring.policy.publishing_limit(), boot) {
+            if cell.is_unread(cell.snapshot.load().keyring.policy.publishing_limit(), boot) {
                 let name = &cell.name;
-                missing
-                    .push(format!("keyset {name} was not confirmed by the store for longer than propagation allows"));
+                missing.push(format!("keyset {name} was not read from the store for longer than propagation allows"));
             }
         }
         for issuer in &directory.issuers {
