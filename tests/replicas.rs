@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
+#[path = "replicas/beginnings.rs"]
+mod beginnings;
 #[path = "replicas/hub.rs"]
 mod hub;
 #[path = "replicas/recovery.rs"]

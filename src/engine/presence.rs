@@ -163,8 +163,7 @@ impl Engine {
     fn own_report(&self) -> Report {
         let directory = self.directory();
         let shown = directory.order.iter().map(|cell| (cell.name.clone(), cell.snapshot.load().keyring.generation));
-        // One that balancers take out, since it is behind, is not waited for.
-        let publishes = self.publishes() && self.is_open() && self.missing_to_publish().is_empty();
+        let publishes = self.publishes() && self.is_open();
         Report {
             replica: self.replica.clone(),
             role: self.role.as_str().to_owned(),

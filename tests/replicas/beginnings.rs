@@ -1,0 +1,83 @@
+//! Machines that came up a moment ago, issuers that begin incomplete, keysets that move.
+
+use std::sync::Arc;
+
+use jwksd::clock::{Clock, ManualClock};
+use jwksd::engine::ReplicaRole;
+use jwksd::keyring::decide::Intent;
+use jwksd::keyring::policy::Policy;
+use jwksd::keyring::time::Span;
+use jwksd::store::memory::MemoryStore;
+use jwksd::telemetry::metrics::SigningFailure;
+
+use super::replica::{declare, policy};
+use super::{World, refusal};
+
+#[tokio::test]
+async fn what_was_confirmed_long_before_the_machine_came_up_is_stale() {
+    let mut patient = policy();
+    patient.rotation.staleness_limit = Span::HOUR;
+    let mut world = World::new();
+    let clock = world.clock();
+    let manager = world.common.start(ReplicaRole::Manager, &clock, &[("default", patient)]).await;
+    world.replicas.push(manager);
+    let (own, link) = (Arc::new(MemoryStore::new()), world.common.hub.link());
+    let clock = world.clock();
+    let signer = world.common.start_over(ReplicaRole::Signer, &clock, &[], link.clone(), own.clone()).await;
+    world.replicas.push(signer);
+    world.pass(Span::from_secs(5)).await;
+    world.replicas[1].sign().await.unwrap();
+    drop(world.replicas.pop());
+    link.set_cut(true);
+    // Up for less than S, after a night.
+    let later = ManualClock::at(world.clocks[0].wall() + Span::HOUR.times(5));
+    assert!(later.boot() < Span::HOUR);
+    let again = world.common.start_over(ReplicaRole::Signer, &later, &[], link, own).await;
+    again.engine.pulse().await;
+    assert_eq!(refusal(&again).await, Some(SigningFailure::StaleKeyring));
+}
+
+#[tokio::test]
+async fn an_issuer_goes_on_without_a_keyset_whose_first_key_cannot_be_made() {
+    let mut world = World::new();
+    let clock = world.clock();
+    let unmakeable = Policy { backend: "aws-kms".to_owned(), ..policy() };
+    let policies = [("default", policy()), ("other", unmakeable)];
+    let manager = world.common.start(ReplicaRole::Manager, &clock, &policies).await;
+    world.replicas.push(manager);
+    world.pass(Span::from_secs(2)).await;
+    let issued = world.replicas[0].sign().await.unwrap();
+    assert!(world.replicas[0].served().unwrap().contains(&issued.kid.to_string()));
+    assert_eq!(
+        world.replicas[0].cell_of("other").snapshot.load().keyring.first,
+        false,
+        "it is not a first one any more"
+    );
+}
+
+#[tokio::test]
+async fn a_keyset_that_moved_to_another_issuer_stays_there() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.join(ReplicaRole::Manager).await;
+    }
+    world.pass(Span::from_secs(20)).await;
+    world.replicas[0].command(Intent::Drain).await.unwrap();
+    world.pass(Span::MINUTE).await;
+    let mut elsewhere = policy();
+    elsewhere.issuer.url = "https://auth.example.com/elsewhere".to_owned();
+    let [first, second] = &world.replicas[..] else { unreachable!() };
+    first.engine.configure(&[declare("default", elsewhere.clone())]).await.unwrap();
+    world.pass(Span::from_secs(5)).await;
+    let generation = first.generation();
+    assert_eq!(first.cell().snapshot.load().keyring.policy.issuer.url, elsewhere.issuer.url);
+    world.pass(Span::from_secs(5)).await;
+    assert_eq!(first.generation(), generation, "nobody moves it back");
+    for issuer in &second.engine.directory().issuers {
+        let Some(document) = issuer.served() else { continue };
+        let text = String::from_utf8_lossy(&document.body).into_owned();
+        let keyring = first.cell().snapshot.load().keyring.clone();
+        let shown = keyring.published().any(|key| text.contains(key.kid.as_str()));
+        assert!(!shown || issuer.url == elsewhere.issuer.url, "its keys stand in the document of {}", issuer.url);
+    }
+}
