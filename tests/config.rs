@@ -778,7 +778,11 @@ fn the_other_stores_of_the_reference_load_and_show_the_defaults() {
     default.ca_file.clone_from(&shown_postgres.ca_file);
     assert_eq!(shown, expected);
     assert!(shown.state_path.is_some() && shown_postgres.ca_file.is_some());
-    let signer = [(path, one(&upstream, "token_env")), ("\n[public]", "role = \"signer\"\n[public]".to_owned())];
+    // What publishes uses all keysets.
+    let signer = [
+        (path, one(&one(&upstream, "token_env"), "keysets")),
+        ("\n[public]", "role = \"signer\"\n[public]".to_owned()),
+    ];
     let shown = valid(&signer.each_ref().map(|(from, to)| (*from, to.as_str()))).config.store;
     assert!(matches!(&shown.kind, StoreKind::Upstream(upstream) if upstream.urls.len() == 2), "{shown:?}");
 }

@@ -165,6 +165,16 @@ fn a_signer_may_name_keysets_that_only_managers_know() {
 }
 
 #[test]
+fn what_publishes_an_issuer_fetches_all_of_it() {
+    let some = ("token_file = \"edge.token\"", "token_file = \"edge.token\"\nkeysets = [\"default\"]");
+    valid_signer(&[some]);
+    let public = ("[signer]", "[public]\nlisten = \"127.0.0.1:8620\"\n[signer]");
+    valid_signer(&[public]);
+    let refused = load(&toml(signer_with(&[some, public]))).unwrap_err().to_string();
+    assert!(refused.contains("store.keysets: names a part of the keysets"), "{refused}");
+}
+
+#[test]
 fn one_file_serves_all_roles_and_says_what_a_signer_ignores() {
     let text = base_with(&[
         (FILE, &format!("{POSTGRES}\ninitialise = \"if-empty\"\npublish_lag = \"1m\"\nstaleness_limit = \"1h\"")),
