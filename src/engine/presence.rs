@@ -28,6 +28,8 @@ pub(super) struct Presence {
     changed: Notify,
     /// Boot time at which the others were last asked, in milliseconds; 0: never.
     asked: AtomicI64,
+    /// For how long that answer holds, in milliseconds.
+    holds: AtomicI64,
     /// Where replicas report that have no store of their own, if this process has one to itself.
     relay: OnceLock<Arc<Relay>>,
 }
@@ -60,8 +62,8 @@ impl Engine {
             return false;
         }
         let asked = self.presence.asked.load(Ordering::Relaxed);
-        let limit = self.lag_limit().max(self.report_interval().times(4)).as_millis();
-        asked == 0 || self.clock.boot().as_millis().saturating_sub(asked) > limit
+        let holds = self.presence.holds.load(Ordering::Relaxed);
+        asked == 0 || self.clock.boot().as_millis().saturating_sub(asked) > holds
     }
 
     fn was_open_for(&self, span: Span) -> bool {
@@ -130,6 +132,8 @@ impl Engine {
             self.note_laggards(cell, &others);
         }
         self.heed(&others).await?;
+        let holds = self.lag_limit().max(self.report_interval().times(4));
+        self.presence.holds.store(holds.as_millis(), Ordering::Relaxed);
         self.presence.asked.store(self.clock.boot().as_millis(), Ordering::Relaxed);
         *self.presence.others.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(others);
         Ok(())
