@@ -38,6 +38,28 @@ async fn what_was_confirmed_long_before_the_machine_came_up_is_stale() {
 }
 
 #[tokio::test]
+async fn a_command_whose_answer_was_lost_and_that_was_overtaken_is_not_done_twice() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.join(ReplicaRole::Manager).await;
+    }
+    world.pass(Span::from_secs(20)).await;
+    let second = world.replicas.pop().unwrap();
+    let first = &world.replicas[0];
+    let before = first.active().unwrap();
+    let hold = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(second.command(Intent::Hold { until: None })).unwrap();
+    };
+    // In a thread of its own: a runtime cannot be entered from within another.
+    first.link.lose_next_answer_while(move || std::thread::spawn(hold).join().unwrap());
+    let rotate = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
+    let outcome = first.command(rotate).await.unwrap();
+    assert_eq!(first.active(), Some(before + 1), "{outcome:?}");
+    assert!(first.cell().snapshot.load().keyring.hold.is_some(), "what overtook it was taken up");
+}
+
+#[tokio::test]
 async fn an_issuer_goes_on_without_a_keyset_whose_first_key_cannot_be_made() {
     let mut world = World::new();
     let clock = world.clock();

@@ -38,6 +38,8 @@ pub struct Link {
     hub: Arc<Hub>,
     cut: AtomicBool,
     lose_answer: AtomicBool,
+    /// Done between that write and the loss of its answer.
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Hub {
@@ -46,7 +48,12 @@ impl Hub {
     }
 
     pub fn link(self: &Arc<Self>) -> Arc<Link> {
-        Arc::new(Link { hub: self.clone(), cut: AtomicBool::new(false), lose_answer: AtomicBool::new(false) })
+        Arc::new(Link {
+            hub: self.clone(),
+            cut: AtomicBool::new(false),
+            lose_answer: AtomicBool::new(false),
+            meanwhile: Mutex::default(),
+        })
     }
 
     pub fn copy(&self) -> Copy {
@@ -102,6 +109,12 @@ impl Link {
         self.lose_answer.store(true, Ordering::SeqCst);
     }
 
+    /// The same, and something happens before it is noticed.
+    pub fn lose_next_answer_while(&self, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
+        self.lose_next_answer();
+    }
+
     fn check(&self, operation: &'static str, document: &str) -> Result<(), StoreError> {
         if self.cut.load(Ordering::SeqCst) { Err(unavailable(operation, document)) } else { Ok(()) }
     }
@@ -139,6 +152,9 @@ impl Store for Link {
             content.revision = self.hub.next();
         }
         if self.lose_answer.swap(false, Ordering::SeqCst) {
+            if let Some(meanwhile) = self.meanwhile.lock().unwrap().take() {
+                meanwhile();
+            }
             return Err(unavailable("write", &document.to_string()));
         }
         Ok(())
