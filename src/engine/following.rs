@@ -124,7 +124,9 @@ impl Engine {
         };
         let at = asked.boot.as_millis().saturating_sub(heads.age.as_millis());
         // What nobody has proved is confirmed by nobody; but it was read.
-        self.confirm_all(at, agrees && !self.is_sealed());
+        if taken.is_ok() || !self.is_sealed() {
+            self.confirm_all(at, agrees && !self.is_sealed());
+        }
         if taken.is_ok() && !self.is_anything_frozen() {
             *known = Some(heads.revision);
             self.following.read.fetch_max(at, Ordering::Relaxed);
@@ -191,6 +193,8 @@ impl Engine {
 
     /// Brings everything to what the store holds.
     async fn take_up(self: &Arc<Self>, documents: &BTreeMap<Document, Digest>) -> Result<(), LedgerError> {
+        // Until each has caught up, nobody knows what it lacks.
+        self.directory().order.iter().for_each(|cell| cell.behind.store(true, Ordering::Relaxed));
         if !self.take_up_installation(documents.get(&Document::Installation)).await? {
             return Ok(());
         }
@@ -200,29 +204,33 @@ impl Engine {
             Document::Keyring(name) => Some(name),
             _ => None,
         });
-        let mut rebuild = stored.into_iter().any(|name| !directory.keysets.contains_key(name));
-        let mut failed = None;
-        // One that cannot be read keeps no other from a revocation.
-        for cell in &directory.order {
-            let head = documents.get(&Document::Keyring(cell.name.clone())).copied();
-            let caught_up = self.catch_up(cell, head).await;
-            cell.behind.store(caught_up.is_err(), Ordering::Relaxed);
-            match caught_up {
-                Ok(changed) => rebuild |= changed,
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        if rebuild {
+        let new = stored.into_iter().any(|name| !directory.keysets.contains_key(name));
+        let (changed, mut failed) = self.catch_up_all(documents).await;
+        if new || changed {
             self.rebuild().await?;
-            for cell in &self.directory().order {
-                self.catch_up(cell, documents.get(&Document::Keyring(cell.name.clone())).copied()).await?;
-            }
+            failed = self.catch_up_all(documents).await.1;
         }
         self.settle_tolerance();
         self.completeness_changed();
         self.settle_completeness().await;
         self.presence.changed();
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether paths or issuers have changed, and the first failure: one keyset that cannot be read keeps no other from a
+    /// revocation.
+    async fn catch_up_all(self: &Arc<Self>, documents: &BTreeMap<Document, Digest>) -> (bool, Option<LedgerError>) {
+        let (mut changed, mut failed) = (false, None);
+        for cell in &self.directory().order {
+            let head = documents.get(&Document::Keyring(cell.name.clone())).copied();
+            let caught_up = self.catch_up(cell, head).await;
+            cell.behind.store(caught_up.is_err(), Ordering::Relaxed);
+            match caught_up {
+                Ok(other) => changed |= other,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        (changed, failed)
     }
 
     fn is_anything_frozen(&self) -> bool {

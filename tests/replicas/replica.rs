@@ -111,6 +111,8 @@ impl Common {
         own: Arc<dyn Store>,
     ) -> Result<Arc<Ledger>, String> {
         let store = Arc::new(Split::new(shared, own));
+        // As the composition root asks first.
+        Ledger::inspect(store.as_ref(), SealEvidence::Unknown).await.map_err(|error| error.to_string())?;
         let ledger = match role {
             ReplicaRole::Signer => Ledger::open(store, std::slice::from_ref(&self.seal)).await,
             _ => {

@@ -104,12 +104,14 @@ pub async fn migrate_store(from: &Site, to: &Site, now: Timestamp) -> Result<Mig
     Ok(Migrated { keyrings, already: false })
 }
 
-/// Refuses a store into which a migration began and did not end.
+/// Refuses a store into which a migration began and did not end. A replica that starts from its copies, since a shared
+/// store cannot be asked, has copies of what was complete.
 pub(super) async fn refuse_unfinished(store: &dyn Store) -> Result<(), LedgerError> {
-    match store.read(&Document::Initialising).await? {
-        Some(mark) if marked(&mark).is_some() => {
+    match store.read(&Document::Initialising).await {
+        Ok(Some(mark)) if marked(&mark).is_some() => {
             Err(LedgerError::Migrating { location: store.locate(&Document::Installation) })
         }
+        Err(error) if store.shared().is_none() => Err(error.into()),
         _ => Ok(()),
     }
 }

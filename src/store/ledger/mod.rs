@@ -148,11 +148,7 @@ impl Ledger {
     /// Opens an initialised store with the key-encryption keys that are configured, the primary one first. Reads and
     /// authenticates the installation, and checks that every keyring it lists is there.
     pub async fn open(store: Arc<dyn Store>, keks: &[Arc<dyn KeyEncryptionKey>]) -> Result<Ledger, LedgerError> {
-        match migrate::refuse_unfinished(store.as_ref()).await {
-            // It starts from copies of what was complete.
-            Err(LedgerError::Store(_)) if store.shared().is_some() => {}
-            finished => finished?,
-        }
+        migrate::refuse_unfinished(store.as_ref()).await?;
         let ledger = Self::open_records(store, keks).await?;
         // Replicas of a shared store may only read it: whoever manages it ends the initialisation there.
         if ledger.store.shared().is_none() {
