@@ -7,7 +7,7 @@ use crate::backend::local::associated_data;
 use crate::config::{Loaded, LogFormat, Source, load};
 use crate::keyring::record::{Key, Keyring};
 use crate::seal::data_keys::DataKeys;
-use crate::store::ledger::Ledger;
+use crate::store::ledger::{Ledger, refuse_in_use};
 use crate::telemetry::{hardening, logging};
 
 pub(super) fn serve(global: &Global) -> Outcome {
@@ -77,6 +77,9 @@ pub(super) fn reseal(global: &Global) -> Outcome {
     let loaded = read(&global.source())?;
     super::in_runtime(async {
         let Maintained { store, keks: keys, .. } = open_for_maintenance(&loaded.config).await.map_err(failed)?;
+        // A file store's lock tells; replicas of a shared one could not read what is resealed under them.
+        let in_use = refuse_in_use(store.as_ref()).await;
+        in_use.map_err(|error| Failure::Failed(crate::engine::chain(&error)))?;
         let bind = |keyring: &Keyring, key: &Key, keys: &DataKeys| {
             let identity = KeyIdentity {
                 installation: keys.installation().to_owned(),

@@ -146,17 +146,15 @@ impl Engine {
             let generations = others.iter().filter_map(|other| other.report.generations.get(&cell.name).copied());
             generations.max().filter(|seen| *seen > shown)
         };
-        let directory = self.directory();
-        if !directory.order.iter().any(|cell| cell.snapshot.load().frozen.is_none() && saw_more(cell).is_some()) {
-            return Ok(());
-        }
-        // Mostly they were only faster.
-        self.look_at_store(Span::ZERO).await?;
-        for cell in &directory.order {
-            let Some(seen) = saw_more(cell) else { continue };
-            let _writer = cell.writer.lock().await;
+        for cell in &self.directory().order {
+            if cell.snapshot.load().frozen.is_some() || saw_more(cell).is_none() {
+                continue;
+            }
+            // Mostly they were only faster.
+            let mut writer = cell.writer.lock().await;
+            self.load_again(cell, &mut writer).await?;
             let generation = cell.snapshot.load().keyring.generation;
-            if generation < seen && cell.snapshot.load().frozen.is_none() {
+            if let Some(seen) = saw_more(cell).filter(|_| cell.snapshot.load().frozen.is_none()) {
                 let location = self.ledger()?.locate(&cell.name);
                 self.distrust(cell, &LedgerError::OlderThanSeen { location, generation, seen });
             }

@@ -128,7 +128,8 @@ fn marked(mark: &[u8]) -> Option<String> {
     (mark.kind == MIGRATING).then_some(mark.installation)
 }
 
-async fn refuse_in_use(store: &dyn Store) -> Result<(), MigrateError> {
+/// Refuses a shared store that replicas used within the last minute.
+pub async fn refuse_in_use(store: &dyn Store) -> Result<(), MigrateError> {
     let Some(shared) = store.shared() else { return Ok(()) };
     let replicas = shared.replicas(REPORTED_WITHIN).await?;
     if replicas.is_empty() {

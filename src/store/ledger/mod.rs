@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 pub use self::error::LedgerError;
 pub use self::initialise::{Initialisation, SealEvidence};
 pub use self::installation::{Installation, IssuerEntry, KeysetEntry, KeysetState, WrappedDataKey};
-pub use self::migrate::{MigrateError, Migrated, Site, migrate_store};
+pub use self::migrate::{MigrateError, Migrated, Site, migrate_store, refuse_in_use};
 pub use self::recover::{Evidence, RecoverError, RecoveredKeyset, RecoveryOutcome, RecoveryRequest, recover_store};
 pub use self::reseal::Resealed;
 pub use self::seen::Mark;
