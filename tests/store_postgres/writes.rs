@@ -167,15 +167,15 @@ async fn what_is_changed_by_hand_is_noticed_as_well() {
 async fn replicas_that_come_and_go_do_not_fill_the_table() {
     let database = PostgresServer::shared().await.database().await;
     let store = database.store().await;
-    let many = "INSERT INTO jwksd.replicas SELECT 'r' || n, 'all', '0', true, '{}', now() - n * interval '1 s' \
-                FROM generate_series(1, 3000) AS n";
+    let many = "INSERT INTO jwksd.replicas SELECT 'r' || n, 'all', '0', true, '{}', '{}', now() - n * interval '1 s' \
+                FROM generate_series(1, 30000) AS n";
     database.sql(many).await;
     store.report(&[report("new")]).await.unwrap();
-    assert_eq!(database.rows("SELECT count(*) FROM jwksd.replicas").await, ["1001"]);
+    assert_eq!(database.rows("SELECT count(*) FROM jwksd.replicas").await, ["10001"]);
     let replicas = store.replicas(Span::DAY).await.unwrap();
-    assert_eq!(replicas.len(), 1000);
+    assert_eq!(replicas.len(), 10000);
     assert!(replicas.iter().any(|replica| replica.report.replica == "new"));
-    assert!(!replicas.iter().any(|replica| replica.report.replica == "r1001"));
+    assert!(!replicas.iter().any(|replica| replica.report.replica == "r10001"));
 }
 
 #[tokio::test]
