@@ -74,9 +74,10 @@ fn first_of<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Option<T> + Sync
 #[test]
 fn no_live_token_is_rejected_whatever_happens_to_replicas() {
     let seeds: Vec<u64> = match std::env::var("JWKSD_SIM_SEED") {
+        Ok(seed) if seed == "random" => vec![Random::from_system()],
         Ok(seed) => vec![seed.parse().expect("JWKSD_SIM_SEED is a number")],
         // Seed 1 came across managers that took turns with their policies, 14 across one that wrote without end.
-        Err(_) => (1..=16).chain([Random::from_system()]).collect(),
+        Err(_) => (1..=16).collect(),
     };
     let broken = first_of(&seeds, |seed| {
         let (stats, outcome) = simulate(*seed, Flaws::NONE, 600);

@@ -55,8 +55,10 @@ impl World {
         self.hub_wrong_until = None;
         let now = self.now();
         for seat in &mut self.seats {
+            // An answer that is on its way still comes as late as it was to.
+            let late = seat.line.late();
             seat.line.heal();
-            (seat.down_until, seat.stalled_until, seat.faulty_until, seat.well_since) = (now, now, now, now);
+            (seat.down_until, seat.stalled_until, seat.faulty_until, seat.well_since) = (now, now, now, now + late);
         }
         let ahead = self.some_ahead();
         self.common.hub.set_clock_error(Span::from_millis(ahead));

@@ -125,6 +125,10 @@ impl Line {
         (faults.cut, faults.deaf, faults.mute, faults.late) = (false, false, false, Span::ZERO);
     }
 
+    pub fn late(&self) -> Span {
+        self.faults().late
+    }
+
     pub fn is_well(&self) -> bool {
         let faults = self.faults();
         !faults.cut && !faults.deaf && !faults.mute && faults.late.is_zero()
