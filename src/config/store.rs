@@ -15,10 +15,10 @@ pub struct Store {
     /// `Never` for a process that only reads the store.
     pub initialise: Initialise,
     /// How long a replica may sign without having confirmed its keyrings with a shared store; part of every policy there.
-    /// A file store is always confirmed and does not use it.
+    /// A file store uses it for those who read from its `[replication]` listener; by itself it is always confirmed.
     pub staleness_limit: Span,
-    /// How late a replica may publish what another one wrote; part of every policy in a shared store. A file store does
-    /// not use it.
+    /// How late a replica may publish what another one wrote; part of every policy in a shared store, and in a
+    /// file store that others read from.
     pub publish_lag: Span,
     /// Where a replica of a shared store remembers what it saw, and keeps copies for a start without that store.
     pub state_path: Option<PathBuf>,

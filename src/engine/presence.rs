@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,6 @@ const INTERVAL_MIN: Span = Span::from_millis(100);
 /// What is known of the other replicas.
 #[derive(Default)]
 pub(super) struct Presence {
-    others: Mutex<Arc<Vec<Replica>>>,
     changed: Notify,
     /// Boot time at which the others were last asked, in milliseconds; 0: never.
     asked: AtomicI64,
@@ -51,11 +50,6 @@ impl Engine {
         self.role
     }
 
-    /// Other replicas that reported lately.
-    pub fn others(&self) -> Arc<Vec<Replica>> {
-        self.presence.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Whether it is not known what other replicas publish: then nothing is promoted that waits for them.
     pub(super) fn others_are_unknown(&self) -> bool {
         if !self.shared && self.presence.relay.get().is_none() {
@@ -75,7 +69,7 @@ impl Engine {
         let _ = self.presence.relay.set(relay);
     }
 
-    /// Reports until cancelled, and looks which others lag. Ends with taking leave.
+    /// Reports until cancelled, and looks which others lag.
     pub async fn attend(self: Arc<Self>, cancel: CancellationToken) {
         let mut failing = false;
         while !cancel.is_cancelled() {
@@ -124,8 +118,7 @@ impl Engine {
             }
             (None, Some(relay)) if self.was_open_for(self.lag_limit()) => relay.reported(self.lag_limit()),
             // Those that report here have not had the time to.
-            (None, Some(_)) => return Ok(()),
-            (None, None) => return Ok(()),
+            (None, _) => return Ok(()),
         };
         others.retain(|other| other.report.replica != self.replica);
         for cell in &self.directory().order {
@@ -135,7 +128,6 @@ impl Engine {
         let holds = self.lag_limit().max(self.report_interval().times(4));
         self.presence.holds.store(holds.as_millis(), Ordering::Relaxed);
         self.presence.asked.store(self.clock.boot().as_millis(), Ordering::Relaxed);
-        *self.presence.others.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(others);
         Ok(())
     }
 

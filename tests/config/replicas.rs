@@ -110,6 +110,26 @@ fn the_limits_of_a_shared_store_are_part_of_every_policy_and_of_its_timing() {
 }
 
 #[test]
+fn the_limits_count_for_a_file_store_that_others_read_from() {
+    let replication = (
+        "\n[public]",
+        "\n[replication]\nlisten = \"127.0.0.1:8624\"\n[replication.client.edge]\ntoken_file = \"edge.token\"\n[public]",
+    );
+    let limits = |replacements: &[(&str, &str)]| {
+        let rotation = valid(replacements).config.keysets[0].policy.rotation.clone();
+        (rotation.staleness_limit, rotation.publish_lag)
+    };
+    assert_eq!(limits(&[]), (Span::ZERO, Span::ZERO));
+    assert_eq!(limits(&[replication]), (Span::HOUR, Span::MINUTE));
+    // Signers of such a store would stop at once if a reload took the limits away under them.
+    let (alone, serving) = (valid(&[]).config, valid(&[replication]).config);
+    for (from, to) in [(&alone, &serving), (&serving, &alone)] {
+        let changes = jwksd::config::restart_first(from, to);
+        assert!(changes.iter().any(|change| change.starts_with("replication: ")), "{changes:?}");
+    }
+}
+
+#[test]
 fn a_limit_that_could_not_be_read_is_not_counted_with_another_value() {
     let store = format!("{POSTGRES}\npublish_lag = 2");
     let message = error(base_with(&[(FILE, &store), ("\"30d\"", "\"30d\"\npropagation = \"2h\"")]));

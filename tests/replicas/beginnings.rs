@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use jwksd::clock::{Clock, ManualClock};
-use jwksd::engine::ReplicaRole;
+use jwksd::clock::{Clock, ManualClock, TrustedClock};
+use jwksd::engine::{Engine, Records, ReplicaRole, Settings};
 use jwksd::keyring::decide::Intent;
 use jwksd::keyring::policy::Policy;
 use jwksd::keyring::time::Span;
+use jwksd::store::Store;
+use jwksd::store::ledger::Unauthenticated;
 use jwksd::store::memory::MemoryStore;
-use jwksd::telemetry::metrics::SigningFailure;
+use jwksd::store::shared::SharedStore;
+use jwksd::store::split::Split;
+use jwksd::telemetry::metrics::{Metrics, SigningFailure};
 
-use super::replica::{declare, policy};
+use super::replica::{SKEW, declare, policy};
 use super::{World, refusal};
 
 #[tokio::test]
@@ -35,6 +39,46 @@ async fn what_was_confirmed_long_before_the_machine_came_up_is_stale() {
     let again = world.common.start_over(ReplicaRole::Signer, &later, &[], link, own).await;
     again.engine.pulse().await;
     assert_eq!(refusal(&again).await, Some(SigningFailure::StaleKeyring));
+}
+
+/// A KMS that holds the seal is away when one replica starts; the others go on.
+#[tokio::test]
+async fn a_replica_whose_seal_is_away_follows_what_others_write() {
+    let mut world = World::new();
+    world.join(ReplicaRole::Manager).await;
+    world.pass(Span::from_secs(20)).await;
+    let clock = world.clock();
+    let store: Arc<dyn Store> = Arc::new(Split::new(world.common.hub.link(), Arc::new(MemoryStore::new())));
+    let claims = Unauthenticated::read(store).await.unwrap();
+    let trusted = Arc::new(TrustedClock::new(clock, SKEW));
+    let settings = Settings {
+        sign_deadline: Span::SECOND,
+        audit_signatures: false,
+        pool_size: 1,
+        role: ReplicaRole::Manager,
+        publishes: true,
+    };
+    let sealed = Engine::new(trusted, Records::Sealed(claims), [], None, Arc::new(Metrics::new()), settings);
+    sealed.configure_sealed(&[declare("default", policy())]).await.unwrap();
+    sealed.opened().await;
+    let served = || {
+        let document = sealed.directory().issuers[0].served().unwrap();
+        String::from_utf8_lossy(&document.body).into_owned()
+    };
+    let manager = &world.replicas[0];
+    let revoked = manager.sign().await.unwrap().kid.to_string();
+    assert!(served().contains(&revoked));
+    manager.command(Intent::Revoke { serial: manager.active().unwrap() }).await.unwrap();
+    sealed.look_at_store(Span::ZERO).await.unwrap();
+    assert!(!served().contains(&revoked), "it publishes on what was revoked");
+    assert!(served().contains(manager.sign().await.unwrap().kid.as_str()));
+    assert!(sealed.missing_to_publish().is_empty(), "{:?}", sealed.missing_to_publish());
+    // The others know that it publishes, and what.
+    sealed.attend_once().await.unwrap();
+    let reported = world.common.hub.link().replicas(Span::MINUTE).await.unwrap();
+    let own = reported.iter().find(|other| other.report.replica == sealed.replica()).unwrap();
+    let generation = own.report.generations.values().copied().max();
+    assert_eq!((own.report.publishes, generation), (true, Some(manager.generation())));
 }
 
 #[tokio::test]
