@@ -167,6 +167,10 @@ async fn operators_work_with_the_daemon_from_the_command_line() {
     }
     assert_eq!(done(&daemon, &["status", "default", "-o", "json"]).await.json()["active_kid"], kid.as_str());
 
+    // A thumbprint may begin with a hyphen.
+    let unknown = fails(&daemon, 2, &["revoke", "-Z_DGSn5oW1xPYg1ZzLz4jC3bXo0w4OqG0jv5bnhH-A", "--dry-run"]).await;
+    assert!(unknown.contains("no key has the kid, prefix or serial `-Z_DG"), "{unknown}");
+
     let trial = done(&daemon, &["hold", "--until", "2h", "--dry-run"]).await.out;
     assert!(trial.contains("would be held until 20") && trial.contains("nothing changed"), "{trial}");
     assert_eq!(done(&daemon, &["hold", "--dry-run", "-o", "json"]).await.json()["dry_run"], true);

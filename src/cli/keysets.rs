@@ -188,7 +188,7 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "ARN", group = "source")]
     aws_kms: Option<String>,
     /// The kid under which verifiers know the key [default: its own, else its thumbprint]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     kid: Option<String>,
     /// Its algorithm, where nothing else says
     #[arg(long)]
@@ -390,9 +390,14 @@ pub(super) async fn chosen(admin: &Client, keyset: Option<&str>) -> Result<Strin
     }
 }
 
+/// Stands before a kid, or a prefix of one, that would be taken for an option.
+pub(super) const KID_MARK: &str = "kid:";
+
 /// A kid, a unique prefix of one, or a serial.
 fn resolve(keyset: &Value, wanted: &str) -> Result<String, Failure> {
     let keys: Vec<&Value> = keyset["keys"].as_array().into_iter().flatten().collect();
+    let literal = keys.iter().any(|key| str_of(&key["kid"]).starts_with(wanted));
+    let wanted = wanted.strip_prefix(KID_MARK).filter(|_| !literal).unwrap_or(wanted);
     let kids = |filter: &dyn Fn(&Value) -> bool| -> Vec<String> {
         keys.iter().filter(|key| filter(key)).map(|key| str_of(&key["kid"]).to_owned()).collect()
     };
@@ -432,7 +437,9 @@ mod tests {
     #[test]
     fn a_key_is_found_by_kid_prefix_or_serial() {
         let keyset = json!({ "keys": [{ "kid": "abcdef", "serial": 1 }, { "kid": "abxyz", "serial": 2 }, { "kid": "3zz", "serial": 7 }] });
-        for (wanted, kid) in [("abcdef", "abcdef"), ("abc", "abcdef"), ("2", "abxyz"), ("3", "3zz"), ("7", "3zz")] {
+        for (wanted, kid) in
+            [("abcdef", "abcdef"), ("abc", "abcdef"), ("2", "abxyz"), ("3", "3zz"), ("7", "3zz"), ("kid:abc", "abcdef")]
+        {
             assert_eq!(resolve(&keyset, wanted).unwrap(), kid);
         }
         for wanted in ["ab", "nope", "9"] {

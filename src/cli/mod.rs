@@ -27,9 +27,12 @@ mod recover;
 mod render;
 mod tokens;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reqwest::Method;
 
@@ -120,7 +123,7 @@ enum Command {
     },
     /// Revoke one key, by kid, unique prefix of a kid, or serial
     Revoke {
-        /// [KEYSET] KEY
+        /// [KEYSET] KEY; a prefix that begins with a hyphen is given as kid:-PREFIX
         #[arg(required = true, num_args = 1..=2, value_names = ["KEYSET", "KEY"])]
         target: Vec<String>,
         #[command(flatten)]
@@ -285,7 +288,7 @@ type Outcome = Result<(), Failure>;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(kids_marked(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -369,6 +372,25 @@ async fn remote(global: &Global, command: Command) -> Outcome {
     }
 }
 
+/// Marks thumbprints among the arguments of `revoke` that begin with a hyphen, as one in 64 does: they are no options.
+fn kids_marked(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut revoke = false;
+    let marked = |argument: OsString| {
+        let thumbprint = revoke
+            && argument.to_str().is_some_and(|text| {
+                text.starts_with('-') && URL_SAFE_NO_PAD.decode(text).is_ok_and(|digest| digest.len() == 32)
+            });
+        revoke |= argument == "revoke";
+        if !thumbprint {
+            return argument;
+        }
+        let mut kid = OsString::from(keysets::KID_MARK);
+        kid.push(argument);
+        kid
+    };
+    arguments.map(marked).collect()
+}
+
 /// A client needs one thread.
 fn in_runtime(work: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -393,6 +415,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kid_that_begins_with_a_hyphen_is_no_option() {
+        let kid = "-Z_DGSn5oW1xPYg1ZzLz4jC3bXo0w4OqG0jv5bnhH-A";
+        for arguments in [
+            vec!["jwksd", "revoke", kid, "--dry-run"],
+            vec!["jwksd", "-o", "json", "revoke", "default", kid, "--dry-run"],
+            vec!["jwksd", "revoke", "--dry-run", "kid:-Z"],
+        ] {
+            let parsed = Cli::try_parse_from(kids_marked(arguments.iter().map(OsString::from))).unwrap();
+            let Command::Revoke { target, action } = parsed.command else { panic!("{arguments:?}") };
+            assert!(target.last().unwrap().starts_with("kid:-Z") && action.request.dry_run, "{arguments:?}");
+        }
+        let import = ["jwksd", "import", "--key", "key.pem", "--kid", kid];
+        Cli::try_parse_from(kids_marked(import.iter().map(OsString::from))).unwrap();
     }
 
     #[test]
