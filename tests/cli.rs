@@ -204,8 +204,8 @@ async fn operators_work_with_the_daemon_from_the_command_line() {
 
     // Keys by unique prefix, by serial, by kid.
     let standby = shown["keys"][1].clone();
-    let prefix = &standby["kid"].as_str().unwrap()[..12];
-    let by_prefix = done(&daemon, &["revoke", prefix, "--dry-run", "-o", "json"]).await.json();
+    let prefix = format!("kid:{}", &standby["kid"].as_str().unwrap()[..12]);
+    let by_prefix = done(&daemon, &["revoke", &prefix, "--dry-run", "-o", "json"]).await.json();
     assert_eq!(by_prefix["changes"][0]["kid"], standby["kid"]);
     let serial = standby["serial"].to_string();
     let by_serial = done(&daemon, &["revoke", "default", &serial, "--yes", "-o", "json"]).await.json();
