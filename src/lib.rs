@@ -11,6 +11,7 @@ pub mod http;
 pub mod keyring;
 pub mod outbound;
 pub mod publisher;
+pub mod random;
 pub mod seal;
 pub mod store;
 pub mod telemetry;

@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 13] = [
     &["publisher"],
     &["telemetry"],
     &["aws_kms"],
-    &["config", "clock", "outbound"],
+    &["config", "clock", "outbound", "random"],
     &["keyring"],
 ];
 
@@ -144,6 +144,16 @@ fn the_keyring_does_no_input_or_output() {
             }
         }
     }
+}
+
+#[test]
+fn randomness_is_drawn_in_one_place() {
+    // What makes keys and signs draws its own.
+    let allowed = ["src/random.rs", "src/backend/local.rs"];
+    let drawn =
+        files_under("src", "rs").into_iter().map(|path| relative(&path)).filter(|name| read(name).contains("rand::"));
+    let others: Vec<String> = drawn.filter(|name| !allowed.contains(&name.as_str())).collect();
+    assert!(others.is_empty(), "use crate::random: {others:?}");
 }
 
 #[test]

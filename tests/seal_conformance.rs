@@ -32,7 +32,7 @@ struct Kms {
 #[async_trait]
 impl Kind for Files {
     async fn twice(&self) -> [Arc<dyn KeyEncryptionKey>; 2] {
-        let path = self.0.path().join(jwksd::seal::cipher::random_id());
+        let path = self.0.path().join(jwksd::random::id());
         [Arc::new(FileKey::create(&path).unwrap()), Arc::new(FileKey::load(&path).unwrap())]
     }
 }
@@ -42,7 +42,7 @@ impl Kind for Kms {
     async fn twice(&self) -> [Arc<dyn KeyEncryptionKey>; 2] {
         let made = self.account.client.create_key().send().await.unwrap();
         let key = made.key_metadata.unwrap();
-        let alias = format!("alias/{}", jwksd::seal::cipher::random_id());
+        let alias = format!("alias/{}", jwksd::random::id());
         self.account.client.create_alias().alias_name(&alias).target_key_id(&key.key_id).send().await.unwrap();
         [Arc::new(self.key(&key.arn.unwrap())), Arc::new(self.key(&alias))]
     }

@@ -137,7 +137,5 @@ fn read_file(key: &str, path: &std::path::Path) -> Result<Secret, AccessError> {
 
 /// 256 random bits, base64url.
 pub fn fresh_token() -> String {
-    let mut bytes = [0u8; 32];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator never fails once seeded");
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(crate::random::bytes::<32>())
 }

@@ -8,7 +8,7 @@ use super::AppError;
 use super::storage::Unsealing;
 use crate::engine::{Declared, Engine, StartError, chain};
 use crate::keyring::time::Span;
-use crate::seal::cipher::random;
+use crate::random;
 use crate::seal::data_keys::LateDataKeys;
 
 /// Attempts begin at most this far apart (DESIGN §10), unless one takes longer.
@@ -100,8 +100,7 @@ impl Failure {
 fn pause(failures: u32, took: Span) -> Span {
     let longest = RETRY_MIN.times(1 << failures.min(6)).min(RETRY_MAX);
     let rest = longest.as_millis().min(RETRY_MAX.saturating_sub(took).as_millis()).max(RETRY_MIN.as_millis());
-    let [random] = random::<1>();
-    Span::from_millis(rest - rest / JITTER * i64::from(random) / 256)
+    random::span_between(Span::from_millis(rest - rest / JITTER), Span::from_millis(rest))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::cell::{KeysetCell, Laggards};
 use super::reconcile::chain;
 use crate::keyring::record::{KeyState, Serial};
 use crate::keyring::time::{Span, Timestamp};
-use crate::seal::cipher::random_id;
+use crate::random;
 use crate::store::ledger::{Alive, LedgerError};
 use crate::store::relay::Relay;
 use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
@@ -86,7 +86,7 @@ impl Engine {
                 () = self.clock.clock().sleep(interval) => {}
                 // Only what is published is waited for. Many replicas see one change: they do not all report at once.
                 () = self.presence.changed.notified(), if self.publishes() => {
-                    self.clock.clock().sleep(spread(Span::from_millis(interval.as_millis() / 4).min(Span::SECOND))).await;
+                    self.clock.clock().sleep(random::span_between(Span::ZERO, Span::from_millis(interval.as_millis() / 4).min(Span::SECOND))).await;
                 }
                 () = cancel.cancelled() => {}
             }
@@ -238,19 +238,12 @@ impl Engine {
 pub(super) fn replica_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')).collect();
-    let id = random_id();
+    let id = random::id();
     let room = LONGEST_REPLICA - 9;
     format!("{}/{}", &plain[..plain.len().min(room)], &id[..8])
 }
 
-/// Anything between nothing and `most`.
-pub(super) fn spread(most: Span) -> Span {
-    let [high, low] = crate::seal::cipher::random::<2>();
-    Span::from_millis(most.as_millis() * i64::from(u16::from_be_bytes([high, low])) / 65_536)
-}
-
 /// Between three quarters of a span and all of it: replicas that began together do not stay together.
 pub(super) fn jittered(span: Span) -> Span {
-    let [random] = crate::seal::cipher::random::<1>();
-    Span::from_millis(span.as_millis() - span.as_millis() * i64::from(random) / 1024)
+    random::span_between(Span::from_millis(span.as_millis() / 4 * 3), span)
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cell::{KeysetCell, Writer};
-use super::presence::spread;
 use super::snapshot::{ActiveKey, Backoff};
 use super::{Engine, ReplicaRole};
 use crate::backend::{Backend, BackendError, BackendErrorKind};
@@ -14,6 +13,7 @@ use crate::keyring::change::{Change, NewKey};
 use crate::keyring::plan::{SlowStep, Step, plan};
 use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
+use crate::random;
 use crate::store::ledger::{LedgerError, Loaded, Settled};
 use crate::telemetry::metrics::{BackendOperation, BackendOutcome, RotationFailureReason, RotationStep};
 
@@ -119,7 +119,7 @@ impl Engine {
         let until = Span::from_millis(cell.gives_way_until.load(Ordering::Relaxed));
         if until.is_zero() {
             let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
-            let wait = spread(Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
+            let wait = random::span_between(Span::ZERO, Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
             cell.gives_way_until.store((boot + wait).as_millis(), Ordering::Relaxed);
             return Some(wait);
         }

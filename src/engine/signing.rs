@@ -21,6 +21,7 @@ use crate::keyring::claims::{ClaimError, Problem, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
+use crate::random;
 use crate::telemetry::audit::{SignatureLine, signature};
 use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SigningFailure};
 
@@ -49,6 +50,7 @@ pub enum SignFailure {
 /// Attempts of one request at a remote backend, as far as its deadline allows.
 const REMOTE_ATTEMPTS: u32 = 6;
 /// The first pause between two of them is at most this; each further one twice that of the one before.
+const REMOTE_PAUSE_MIN: Duration = Duration::from_millis(5);
 const REMOTE_PAUSE: Duration = Duration::from_millis(25);
 const REMOTE_PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Less time than this is not worth another attempt; it also keeps the attempt's end before the request's.
@@ -312,8 +314,7 @@ fn refuse_what_is_too_long(signer: &Signer, message: &str) -> Result<(), ClaimEr
 /// Full jitter: those that failed together do not come back together.
 fn pause_before(attempt: u32) -> Duration {
     let most = REMOTE_PAUSE.saturating_mul(1 << attempt.min(10)).min(REMOTE_PAUSE_MAX);
-    let millis = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(5 + millis * u64::from(random_byte()) / 255)
+    random::between(REMOTE_PAUSE_MIN, REMOTE_PAUSE_MIN + most)
 }
 
 /// Remembers whether the active key of a remote backend signs. A full queue and throttling say nothing about that.
@@ -388,15 +389,7 @@ fn ours(reason: SigningFailure, cause: &str) -> SignFailure {
 
 /// 128 random bits, base64url.
 fn random_jti() -> String {
-    let mut bytes = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator never fails once seeded");
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-pub(super) fn random_byte() -> u8 {
-    let mut byte = [0u8; 1];
-    aws_lc_rs::rand::fill(&mut byte).expect("the system's random generator never fails once seeded");
-    byte[0]
+    URL_SAFE_NO_PAD.encode(random::bytes::<16>())
 }
 
 fn signature_line(cell: &KeysetCell, active: &ActiveKey, jti: &str, client: &str, at: Timestamp) {

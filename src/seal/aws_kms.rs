@@ -12,7 +12,6 @@ use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::cipher::random;
 use super::{KeyEncryptionKey, SealError};
 use crate::aws_kms::{AWS_KMS, EncryptionContext, KmsApi, KmsError, KmsErrorKind};
 use crate::clock::Clock;
@@ -211,8 +210,7 @@ fn is_key_arn(named: &str) -> bool {
 /// Doubled with each attempt, half of it at random.
 fn pause(attempt: u32) -> Duration {
     let longest = PAUSE * (1 << attempt.min(5));
-    let [random] = random::<1>();
-    longest / 2 + longest / 2 * u32::from(random) / 256
+    crate::random::between(longest / 2, longest)
 }
 
 #[cfg(test)]

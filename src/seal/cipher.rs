@@ -1,33 +1,16 @@
-//! What every seal is built from: AES-256-GCM under random nonces, HKDF-SHA256 and the system's randomness, all of
-//! aws-lc-rs, whose key objects wipe themselves when dropped.
+//! What every seal is built from: AES-256-GCM under random nonces, HKDF-SHA256, both of aws-lc-rs, whose key
+//! objects wipe themselves when dropped.
 
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use aws_lc_rs::{hkdf, rand};
+use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
 /// Length of every secret key here, in bytes.
 pub const SECRET_LEN: usize = 32;
 
 const TAG_LEN: usize = 16;
-
-/// `N` bytes of the system's randomness.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("AWS-LC aborts the process rather than return without randomness");
-    bytes
-}
-
-/// A new secret, wiped when dropped.
-pub fn random_secret() -> Zeroizing<[u8; SECRET_LEN]> {
-    Zeroizing::new(random())
-}
-
-/// 128 random bits in lower-case hex: installations, lineages.
-pub fn random_id() -> String {
-    hex(&random::<16>())
-}
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
-use super::cipher::{Cipher, SECRET_LEN, derive, hex, random, random_secret};
+use super::cipher::{Cipher, SECRET_LEN, derive, hex};
 
 /// Length of a message authentication code (HMAC-SHA256) in bytes.
 pub const MAC_LEN: usize = 32;
@@ -24,7 +24,7 @@ pub struct DataKeySecret(Zeroizing<[u8; SECRET_LEN]>);
 
 impl DataKeySecret {
     pub fn generate() -> Self {
-        DataKeySecret(random_secret())
+        DataKeySecret(crate::random::secret())
     }
 
     /// The bytes that a seal unwrapped; `None` if there are not exactly 32.
@@ -114,7 +114,7 @@ impl DataKeys {
 
     /// A new random id for a data key.
     pub fn new_id() -> String {
-        format!("dk-{}", hex(&random::<6>()))
+        format!("dk-{}", hex(&crate::random::bytes::<6>()))
     }
 
     pub fn installation(&self) -> &str {

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::fs::{CWD, RenameFlags};
 use zeroize::Zeroizing;
 
-use super::cipher::{Cipher, SECRET_LEN, derive, hex, random_secret};
+use super::cipher::{Cipher, SECRET_LEN, derive, hex};
 use super::{KeyEncryptionKey, SealError};
 
 /// What a key file starts with, so that a person and a secret scanner recognise it.
@@ -68,7 +68,7 @@ impl FileKey {
     pub fn create(path: &Path) -> Result<Self, SealError> {
         let wrong =
             |error: io::Error| SealError::File { path: path.display().to_string(), problem: unwritable(&error) };
-        let secret = random_secret();
+        let secret = crate::random::secret();
         let line = Zeroizing::new(format!("{PREFIX}{}\n", *Zeroizing::new(URL_SAFE_NO_PAD.encode(*secret))));
         write_new(path, line.as_bytes()).map_err(wrong)?;
         Ok(Self::from_secret(&secret))
@@ -97,7 +97,7 @@ impl FileKey {
 
     /// A key that lives in memory and dies with the process: the demo and tests.
     pub fn ephemeral() -> Self {
-        Self::from_secret(&random_secret())
+        Self::from_secret(&crate::random::secret())
     }
 
     fn from_secret(secret: &[u8; SECRET_LEN]) -> Self {

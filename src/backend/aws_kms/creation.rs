@@ -7,6 +7,7 @@ use super::{AwsKmsBackend, CreationProof};
 use crate::aws_kms::KeyDescription;
 use crate::backend::KeyIdentity;
 use crate::keyring::time::{Span, Timestamp};
+use crate::random;
 
 const INSTALLATION: &str = "jwksd:installation";
 const LINEAGE: &str = "jwksd:lineage";
@@ -126,14 +127,12 @@ impl Creation {
 impl AwsKmsBackend {
     /// The tags of a key that is asked for now, and its nonce; `None` while the secret is not at hand.
     pub(super) fn tags(&self, identity: &KeyIdentity) -> Option<([(&'static str, String); 5], String)> {
-        let mut random = [0u8; 16];
-        aws_lc_rs::rand::fill(&mut random).ok()?;
         let mut creation = Creation {
             installation: identity.installation.clone(),
             lineage: identity.lineage.clone(),
             keyset: identity.keyset.to_string(),
             serial: identity.serial.to_string(),
-            random: hex(&random),
+            random: random::id(),
             asked_at: self.clock.wall(),
             with: String::new(),
             code: Vec::new(),

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use super::cell::{IssuerCell, KeysetCell};
 use super::reconcile::chain;
-use super::signing::random_byte;
 use crate::keyring::name::Name;
 use crate::keyring::outlook::Alarm;
 use crate::keyring::time::Span;
 use crate::publisher::{PublishError, Publisher};
+use crate::random;
 use crate::telemetry::metrics::PublisherMetrics;
 
 use blame::Left;
@@ -242,7 +242,5 @@ fn not_placed(place: &Place, error: &PublishError, metrics: &PublisherMetrics) {
 /// Doubles, with full jitter: replicas that failed together do not come back together.
 fn pause_after(failures: u32) -> Span {
     let most = RETRY_MIN.times(1 << failures.min(6)).min(RETRY_MAX);
-    Span::from_millis(
-        RETRY_MIN.as_millis() + most.saturating_sub(RETRY_MIN).as_millis() * i64::from(random_byte()) / 255,
-    )
+    random::span_between(RETRY_MIN, most)
 }

@@ -10,7 +10,7 @@ use super::migrate::refuse_unfinished;
 use super::{INSTALLATION, Ledger, LedgerError};
 use crate::keyring::record::Journal;
 use crate::keyring::time::Timestamp;
-use crate::seal::cipher::random_id;
+use crate::random;
 use crate::seal::data_keys::{DataKeySecret, DataKeys};
 use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::record::{FORMAT, Header, Kind, seal_record};
@@ -102,7 +102,7 @@ pub(super) async fn remains(store: &dyn Store) -> Result<Option<String>, LedgerE
 }
 
 async fn write_installation(store: &dyn Store, kek: &dyn KeyEncryptionKey, now: Timestamp) -> Result<(), LedgerError> {
-    let (id, data_key, secret) = (random_id(), DataKeys::new_id(), DataKeySecret::generate());
+    let (id, data_key, secret) = (random::id(), DataKeys::new_id(), DataKeySecret::generate());
     let installation = Installation {
         id: id.clone(),
         current_data_key: data_key.clone(),
@@ -116,7 +116,7 @@ async fn write_installation(store: &dyn Store, kek: &dyn KeyEncryptionKey, now: 
     let keys = DataKeys::new(&id, &data_key, [(data_key.clone(), secret)])
         .expect("the current data key is the only one given");
     let header =
-        Header { kind: Kind::Installation, name: INSTALLATION, lineage: &random_id(), generation: 1, previous: None };
+        Header { kind: Kind::Installation, name: INSTALLATION, lineage: &random::id(), generation: 1, previous: None };
     let location = store.locate(&Document::Installation);
     let bytes = seal_record(&location, &header, &installation, &keys)?;
     let written = store.replace(&Document::Installation, None, &bytes).await;

@@ -38,8 +38,8 @@ use crate::keyring::change::SYSTEM;
 use crate::keyring::name::Name;
 use crate::keyring::record::{Journal, Keyring};
 use crate::keyring::time::{Span, Timestamp};
+use crate::random;
 use crate::seal::KeyEncryptionKey;
-use crate::seal::cipher::random_id;
 use crate::seal::data_keys::DataKeys;
 
 /// The name of documents that exist once: their kind's.
@@ -538,7 +538,7 @@ impl Installation {
             }
             None => {
                 let issuer = issuer.to_owned();
-                let entry = KeysetEntry { issuer, first, state: KeysetState::Creating, lineage: random_id() };
+                let entry = KeysetEntry { issuer, first, state: KeysetState::Creating, lineage: random::id() };
                 self.keysets.insert(name.clone(), entry);
             }
         }

@@ -10,8 +10,8 @@ use crate::keyring::name::Name;
 use crate::keyring::record::{Key, KeyState, Keyring, Superseded};
 use crate::keyring::recover::{Recovered, Recovery, ServedKey, recover};
 use crate::keyring::time::{Span, Timestamp};
+use crate::random;
 use crate::seal::KeyEncryptionKey;
-use crate::seal::cipher::random_id;
 use crate::seal::data_keys::DataKeys;
 use crate::store::record::{Kind, UnverifiedRecord, open_record, seal_record};
 use crate::store::{Digest, Document, Store, StoreError};
@@ -164,7 +164,7 @@ pub async fn recover_store(
             *entry = KeysetEntry {
                 first: false,
                 state: KeysetState::Creating,
-                lineage: random_id(),
+                lineage: random::id(),
                 issuer: entry.issuer.clone(),
             };
             renewed.push(name.clone());
@@ -245,7 +245,7 @@ impl Histories {
         }
         let seen: Vec<Superseded> = self.seen.iter().flat_map(|(_, seen)| self.superseded(seen)).collect();
         let recovery = Recovery {
-            lineage: random_id(),
+            lineage: random::id(),
             actor: request.actor,
             reason: request.reason,
             now: request.now,
@@ -463,7 +463,7 @@ async fn write(
         known.generation = u64::MAX;
     }
     let position = Position {
-        lineage: random_id(),
+        lineage: random::id(),
         generation: highest.saturating_add(1),
         previous: None,
         digest: Digest([0; 32]),

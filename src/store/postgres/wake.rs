@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::failure::Failure;
 use super::pool::Pool;
 use super::session::Session;
-use crate::seal::cipher::random;
+use crate::random;
 
 /// A silent connection is tried this often, since a cut network does not say so.
 const TRY_EVERY: Duration = Duration::from_secs(5);
@@ -102,6 +102,5 @@ async fn is_alive(pool: &Pool, session: &mut Session) -> bool {
 
 /// Between half of it and all of it: those that lost a server together do not come back together.
 pub(super) fn jittered(pause: Duration) -> Duration {
-    let [byte] = random::<1>();
-    pause / 2 + pause * u32::from(byte) / 510
+    random::between(pause / 2, pause)
 }

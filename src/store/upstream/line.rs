@@ -14,6 +14,7 @@ use super::fault::Fault;
 use super::{Token, UpstreamSettings};
 use crate::config::{Secret, SecretError};
 use crate::outbound;
+use crate::random;
 
 /// After the first failure a replica waits for up to this long, after further ones longer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -100,7 +101,7 @@ impl Line {
         let bearer = bearer(&settings.token)?;
         let http = client(&settings)?;
         // Many replicas with the same configuration spread over the managers.
-        let turn = AtomicUsize::new(usize::from(random()) % managers.len());
+        let turn = AtomicUsize::new(usize::from(u16::from_be_bytes(random::bytes())) % managers.len());
         Ok(Line { managers, settings, http, bearer: ArcSwap::from_pointee(bearer), turn, failures: AtomicU32::new(0) })
     }
 
@@ -260,11 +261,5 @@ fn bearer(token: &Token) -> Result<HeaderValue, OpenError> {
 /// Full jitter: those that failed together do not come back together.
 fn pause_after(failures: u32) -> Duration {
     let most = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
-    most.mul_f64(f64::from(random()) / f64::from(u16::MAX))
-}
-
-fn random() -> u16 {
-    let mut bytes = [0u8; 2];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator never fails once seeded");
-    u16::from_be_bytes(bytes)
+    random::between(Duration::ZERO, most)
 }

@@ -1,0 +1,67 @@
+//! The only ambient randomness: the system's, through aws-lc-rs. (Keys are generated in `backend`, from the same source.)
+
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::keyring::time::Span;
+
+/// `N` random bytes.
+pub fn bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("AWS-LC aborts the process rather than return without randomness");
+    bytes
+}
+
+/// `N` secret bytes, wiped when dropped.
+pub fn secret<const N: usize>() -> Zeroizing<[u8; N]> {
+    Zeroizing::new(bytes())
+}
+
+/// 128 random bits in lower-case hex: installations, lineages, replicas.
+pub fn id() -> String {
+    format!("{:032x}", u128::from_be_bytes(bytes()))
+}
+
+/// A pause from `low` to `high`: those that failed or began together do not come back together. To the microsecond.
+pub fn between(low: Duration, high: Duration) -> Duration {
+    let range = u64::try_from(high.saturating_sub(low).as_micros()).unwrap_or(u64::MAX);
+    low + Duration::from_micros(scaled(range))
+}
+
+/// [`between`] for spans, to the millisecond.
+pub fn span_between(low: Span, high: Span) -> Span {
+    let range = u64::try_from(high.saturating_sub(low).as_millis()).unwrap_or(0);
+    low + Span::from_millis(i64::try_from(scaled(range)).unwrap_or(i64::MAX))
+}
+
+/// Uniform from 0 to `most`.
+fn scaled(most: u64) -> u64 {
+    let random = u128::from(u64::from_be_bytes(bytes()));
+    u64::try_from((random * (u128::from(most) + 1)) >> 64).unwrap_or(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_lies_between_its_ends_and_reaches_both() {
+        let (low, high) = (Span::from_millis(3), Span::from_millis(5));
+        let drawn: std::collections::BTreeSet<i64> = (0..200).map(|_| span_between(low, high).as_millis()).collect();
+        assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [3, 4, 5]);
+        let (low, high) = (Duration::from_micros(7), Duration::from_micros(8));
+        assert!((0..50).all(|_| (low..=high).contains(&between(low, high))));
+        assert_eq!(span_between(high_span(), Span::ZERO), high_span(), "an empty range is its lower end");
+    }
+
+    fn high_span() -> Span {
+        Span::from_millis(9)
+    }
+
+    #[test]
+    fn an_id_is_128_bits_of_hex() {
+        assert!((0..20).all(|_| id().len() == 32));
+        assert_ne!(id(), id());
+    }
+}
