@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -41,6 +42,8 @@ struct Disabled {
     /// Signatures that are refused from now on; `usize::MAX`: all.
     left: Mutex<BTreeMap<Serial, usize>>,
     tried: Mutex<BTreeSet<Serial>>,
+    /// Signatures asked for.
+    attempts: AtomicUsize,
 }
 
 struct Guarded {
@@ -76,6 +79,7 @@ impl Backend for Service {
 impl RemoteSigner for Guarded {
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.disabled.tried.lock().unwrap().insert(self.serial);
+        self.disabled.attempts.fetch_add(1, Ordering::SeqCst);
         if let Some(left) = self.disabled.left.lock().unwrap().get_mut(&self.serial).filter(|left| **left > 0) {
             *left -= usize::from(*left != usize::MAX);
             let kind = BackendErrorKind::KeyDisabled;
@@ -96,11 +100,15 @@ struct Site {
 impl Site {
     /// A keyset that signs and has all its successors propagated; no rotation is near.
     async fn settled() -> Site {
+        Self::settled_as(ReplicaRole::All).await
+    }
+
+    async fn settled_as(role: ReplicaRole) -> Site {
         let store = Arc::new(MemoryStore::new());
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
         let seal: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
         let disabled = Arc::new(Disabled::default());
-        let engine = start(&store, &seal, &clock, &disabled).await;
+        let engine = start(&store, &seal, &clock, &disabled, role).await;
         let site = Site { engine, clock, disabled, store, seal };
         site.pass(PROPAGATION + Span::MINUTE).await;
         assert_eq!(site.standbys(), [2, 3]);
@@ -185,6 +193,7 @@ async fn start(
     seal: &Arc<dyn KeyEncryptionKey>,
     clock: &Arc<ManualClock>,
     disabled: &Arc<Disabled>,
+    role: ReplicaRole,
 ) -> Arc<Engine> {
     let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::SECOND));
     let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal.clone()) };
@@ -192,13 +201,8 @@ async fn start(
     let ledger = Arc::new(ledger.unwrap());
     let service = Service { keys: LocalBackend::new(ledger.keys()), disabled: disabled.clone() };
     let backends: [Arc<dyn Backend>; 1] = [Arc::new(service)];
-    let settings = Settings {
-        sign_deadline: Span::SECOND,
-        audit_signatures: false,
-        pool_size: 1,
-        role: ReplicaRole::All,
-        publishes: true,
-    };
+    let settings =
+        Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
     let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
     let declared = Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy()), fits: true };
     engine.configure(&[declared]).await.unwrap();
@@ -284,7 +288,7 @@ async fn a_busy_audit_log_and_a_restart_do_not_shorten_the_hour() {
         site.ask(Intent::Resume).await;
     }
     assert_eq!(site.switches(), 0, "the entry is pushed out");
-    site.engine = start(&site.store, &site.seal, &site.clock, &site.disabled).await;
+    site.engine = start(&site.store, &site.seal, &site.clock, &site.disabled, ReplicaRole::All).await;
     site.disable(2);
     site.meets_a_disabled_key().await;
     assert_eq!((site.active(), site.switches(), site.alarmed()), (2, 0, true));
@@ -358,10 +362,31 @@ async fn a_disabled_key_is_noticed_although_nobody_asks_for_signatures() {
     let mut site = Site::settled().await;
     site.disable(1);
     // After a start it is not known whether the key signs, so the engine tries.
-    site.engine = start(&site.store, &site.seal, &site.clock, &site.disabled).await;
+    site.engine = start(&site.store, &site.seal, &site.clock, &site.disabled, ReplicaRole::All).await;
     for _ in 0..100 {
         tokio::task::yield_now().await; // The attempt is a task of its own.
         site.pass(Span::from_secs(6)).await;
+        if site.active() != 1 {
+            break;
+        }
+    }
+    assert_eq!((site.active(), site.switches()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_manager_that_nobody_asks_for_signatures_tries_by_itself() {
+    let site = Site::settled_as(ReplicaRole::Manager).await;
+    let before = site.disabled.attempts.load(Ordering::SeqCst);
+    for _ in 0..60 {
+        tokio::task::yield_now().await; // The attempt is a task of its own.
+        site.pass(Span::from_secs(10)).await;
+    }
+    let attempts = site.disabled.attempts.load(Ordering::SeqCst) - before;
+    assert!((10..=20).contains(&attempts), "every 30 seconds, not {attempts} times in ten minutes");
+    site.disable(1);
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // The attempt is a task of its own.
+        site.pass(Span::from_secs(20)).await;
         if site.active() != 1 {
             break;
         }
