@@ -111,7 +111,7 @@ mod tests {
         for text in [secret(23), secret(65), STANDARD.encode([7; 32]), "whsec_%".to_owned(), "x".to_owned()] {
             assert_eq!(parse(&text), Err(NoticeSecretError::Malformed), "{text}");
         }
-        assert_eq!(parse(&[secret(24); 5].map(|s| s + " ").concat()), Err(NoticeSecretError::Count { found: 5 }));
+        assert_eq!(parse(&(secret(24) + " ").repeat(5)), Err(NoticeSecretError::Count { found: 5 }));
         assert_eq!(parse(" "), Err(NoticeSecretError::Count { found: 0 }));
     }
 
