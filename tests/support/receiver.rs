@@ -38,11 +38,11 @@ impl Received {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap()
+        serde_json::from_str(&self.body).expect("a notice is JSON")
     }
 
     pub fn event(&self) -> String {
-        self.json()["type"].as_str().unwrap().to_owned()
+        self.json()["type"].as_str().expect("a notice has a type").to_owned()
     }
 }
 
@@ -72,8 +72,8 @@ impl Drop for Listening {
 
 impl Receiver {
     pub async fn start() -> Receiver {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, state) = (listener.local_addr().unwrap(), Arc::<Mutex<State>>::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        let (address, state) = (listener.local_addr().expect("it is bound"), Arc::<Mutex<State>>::default());
         let shared = state.clone();
         let task = tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
@@ -126,7 +126,7 @@ impl Receiver {
 async fn serve(mut connection: TcpStream, state: &Mutex<State>) {
     while let Some(mut received) = read(&mut connection).await {
         let reply = {
-            let mut state = state.lock().unwrap();
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let reply = state.replies.pop_front().or_else(|| state.always.clone()).unwrap_or(Reply::Status(204, ""));
             received.taken = matches!(reply, Reply::Status(200..=299, _));
             state.received.push(received);
@@ -167,7 +167,7 @@ async fn read(connection: &mut TcpStream) -> Option<Received> {
     let target = lines.next()?.split(' ').nth(1)?.to_owned();
     let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
     let headers: BTreeMap<String, String> = lines.filter_map(header).collect();
-    let length: usize = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut body = bytes.split_off(head + 4);
     while body.len() < length {
         if connection.read_buf(&mut body).await.ok()? == 0 {
