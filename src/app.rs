@@ -2,6 +2,7 @@
 
 mod access;
 mod leftovers;
+mod notices;
 mod publishers;
 mod reload;
 mod storage;
@@ -43,6 +44,7 @@ use crate::store::wire::LONGEST_REPORT;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
+pub use notices::webhooks;
 pub use storage::{Initialised, Maintained, initialise, open_for_maintenance, open_for_migration};
 
 /// Why the daemon did not start, or ended with a failure.
@@ -190,8 +192,10 @@ impl App {
         configure(&engine, sealed.is_some(), &declared).await.map_err(|errors| refused(errors, &loaded))?;
         engine.place_at(publishers::places(&config));
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-        let access = Arc::new(access::Access::new(&engine, &config, variables)?);
-        let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
+        let access = Arc::new(access::Access::new(&engine, &config, variables.clone())?);
+        let receivers = notices::Receivers::new(engine.clone(), &config, variables)?;
+        let credentials = (access.clone(), receivers);
+        let reloader = Arc::new(reload::Reloader::new(engine.clone(), credentials, source, loaded, attention));
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
             let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
@@ -283,6 +287,9 @@ impl App {
         let (placing, cancel) = (engine.clone(), background.clone());
         let place =
             supervisor.clone().keep("publishers", cancel.clone(), move || placing.clone().watch_places(cancel.clone()));
+        let (telling, cancel) = (engine.clone(), background.clone());
+        let tell =
+            supervisor.clone().keep("notices", cancel.clone(), move || telling.clone().watch_notices(cancel.clone()));
         let (cleaning, cancel) = (engine.clone(), background.clone());
         let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
@@ -294,6 +301,7 @@ impl App {
             tokio::spawn(beat),
             tokio::spawn(probe),
             tokio::spawn(place),
+            tokio::spawn(tell),
             tokio::spawn(leftovers),
             tokio::spawn(watch),
         ];

@@ -365,6 +365,24 @@ fn what_is_broken_is_refused_in_these_words() {
 }
 
 #[test]
+fn what_is_wrong_with_a_receiver_of_notices_is_said_without_its_secrets() {
+    let notice = "[notice.ops]\nurl = \"http://hooks.example.com/x?sig=hunter2\"\nsecret = \"hunter2\"\n\
+                  events = [\"key.activatd\"]\nkeysets = [\"nobody\"]\nbefore = [\"0s\"]\ntimeout = \"1h\"\n\n[public]";
+    let message = error(base_with(&[("[public]", notice)]));
+    for expected in [
+        "notice.ops.url: must begin with https://",
+        "notice.ops.secret: secrets do not stand in the configuration",
+        "notice.ops.events: \"key.activatd\" is not an event; did you mean `key.activated`?",
+        "notice.ops.keysets: \"nobody\" is not a keyset",
+        "notice.ops.before: 0s is not more than nothing",
+        "notice.ops.timeout: 1h is not between 100ms and 1m",
+    ] {
+        assert!(message.contains(expected), "{expected} is missing in\n{message}");
+    }
+    assert!(!message.contains("hunter2"), "{message}");
+}
+
+#[test]
 fn more_than_the_limits_is_refused() {
     let many = |n: usize| (0..n).map(|i| format!("\"a{i}\"")).collect::<Vec<_>>().join(", ");
     let long = "x".repeat(3000);

@@ -207,7 +207,8 @@ fn the_readme_lists_every_problem_and_no_other() {
 #[test]
 fn every_sample_configuration_loads() {
     for path in files_under("config", "toml") {
-        let environment = ["GRAFANA_TOKEN", "DASHBOARD_TOKEN"].map(|name| (name.to_owned(), "t".repeat(43)));
+        let environment =
+            ["GRAFANA_TOKEN", "DASHBOARD_TOKEN", "NOTICE_SECRET"].map(|name| (name.to_owned(), "t".repeat(43)));
         let loaded = load(&Source::File(path.clone()), environment.into_iter());
         let loaded = loaded.unwrap_or_else(|error| panic!("{}: {error}", relative(&path)));
         assert!(loaded.timing.is_empty(), "{}: {:?}", relative(&path), loaded.timing);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 
-use crate::config::{ClientCredential, Config, Role, Secret, SecretError, SecretSource};
+use crate::config::{ClientCredential, Config, NoticeSecretError, Role, Secret, SecretError, SecretSource};
 use crate::engine::Engine;
+use crate::engine::notices::WebhookError;
 use crate::http::auth::{Authenticator, TokenError, TokenSet};
 use crate::http::signer::{Clients, Grant};
 use crate::keyring::name::Name;
@@ -19,6 +20,10 @@ pub enum AccessError {
     Secret { key: String, source: SecretError },
     #[error("{key}")]
     Token { key: String, source: TokenError },
+    #[error("{key}")]
+    Notice { key: String, source: NoticeSecretError },
+    #[error("{key}")]
+    Webhook { key: String, source: WebhookError },
     #[error("the admin token {} cannot be made", .path.display())]
     Create { path: PathBuf, source: std::io::Error },
 }

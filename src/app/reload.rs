@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Credentials};
+use super::notices::{self, Receivers};
 use super::{declared, explained, settings, tls_files, tolerance};
 use crate::config::{
     Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_first, restart_needed,
@@ -20,6 +21,7 @@ use crate::keyring::time::Span;
 pub(super) struct Reloader {
     engine: Arc<Engine>,
     access: Arc<Access>,
+    receivers: Receivers,
     source: Source,
     running: tokio::sync::Mutex<Running>,
     tls: Mutex<Vec<(&'static str, Arc<Tls>)>>,
@@ -61,12 +63,19 @@ fn watch_of(config: &Config, file: Option<&(PathBuf, ContentDigest)>) -> Watch {
 }
 
 impl Reloader {
-    pub fn new(engine: Arc<Engine>, access: Arc<Access>, source: Source, loaded: Loaded, attention: Attention) -> Self {
+    pub fn new(
+        engine: Arc<Engine>,
+        (access, receivers): (Arc<Access>, Receivers),
+        source: Source,
+        loaded: Loaded,
+        attention: Attention,
+    ) -> Self {
         let config = loaded.config;
         let running = Running { started: config.clone(), config, files: None };
         Reloader {
             engine,
             access,
+            receivers,
             source,
             running: tokio::sync::Mutex::new(running),
             tls: Mutex::default(),
@@ -136,6 +145,7 @@ impl Reloader {
             self.engine.schedule();
         }
         let renewed = self.put_in_force(fresh);
+        self.engine.tell_again();
         running.files = Some(files);
         running.config = loaded.config;
         let unfit = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message));
@@ -173,20 +183,21 @@ impl Reloader {
                 Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
             }
         }
-        match self.access.read(&config) {
-            Ok(credentials) if errors.is_empty() => Ok(Fresh { credentials, same_signer, tls }),
-            Ok(_) => Err(errors),
-            Err(error) => {
-                errors.push(chain(&error));
-                Err(errors)
+        let (credentials, receivers) = (self.access.read(&config), self.receivers.read(&config));
+        errors.extend([credentials.as_ref().err(), receivers.as_ref().err()].into_iter().flatten().map(|e| chain(e)));
+        match (credentials, receivers) {
+            (Ok(credentials), Ok(receivers)) if errors.is_empty() => {
+                Ok(Fresh { credentials, receivers, same_signer, tls })
             }
+            _ => Err(errors),
         }
     }
 
-    /// `true` if a certificate is another one than before.
+    /// `true` if a certificate or a receiver of notices is another one than before.
     fn put_in_force(&self, fresh: Fresh) -> bool {
         self.access.replace(fresh.credentials, fresh.same_signer);
-        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(false, |any, renewed| any | renewed)
+        let exchanged = self.receivers.put_in_force(fresh.receivers);
+        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(exchanged, |any, renewed| any | renewed)
     }
 
     /// How long to go on serving after SIGTERM, by the configuration that runs.
@@ -213,6 +224,7 @@ impl Reloader {
 /// What was read and not put in force yet.
 struct Fresh {
     credentials: Credentials,
+    receivers: notices::Fresh,
     /// The signer listens where the configuration says.
     same_signer: bool,
     tls: Vec<(Arc<Tls>, PreparedTls)>,

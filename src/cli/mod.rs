@@ -22,6 +22,7 @@ mod daemon;
 mod demo;
 mod keysets;
 mod migrate;
+mod notice;
 mod print;
 mod recover;
 mod render;
@@ -220,6 +221,11 @@ enum Command {
     },
     /// List the verifiers whose caching is known
     Verifiers,
+    /// Try the receivers of notices
+    Notice {
+        #[command(subcommand)]
+        command: NoticeCommand,
+    },
     /// Re-encrypt everything under the configured seal key (all daemons must be stopped)
     Reseal,
     /// Move everything into another store (all daemons must be stopped)
@@ -244,6 +250,15 @@ enum ClockCommand {
     Accept {
         #[command(flatten)]
         action: Action,
+    },
+}
+
+#[derive(Subcommand)]
+enum NoticeCommand {
+    /// Send a signed test notice and tell what the receiver answers; needs no daemon
+    Test {
+        /// Which receiver [default: all]
+        name: Option<String>,
     },
 }
 
@@ -328,6 +343,7 @@ fn run(cli: Cli) -> Outcome {
             Ok(())
         }
         Command::Inspect { token } => tokens::inspect(&global, &token),
+        Command::Notice { command: NoticeCommand::Test { name } } => in_runtime(notice::test(&global, name.as_deref())),
         command => in_runtime(remote(&global, command)),
     }
 }
@@ -366,6 +382,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         | Command::Migrate(_)
         | Command::Recover(_)
         | Command::Check
+        | Command::Notice { .. }
         | Command::Verifiers
         | Command::Completions { .. }
         | Command::Inspect { .. } => Err(Failure::Failed("this command needs no daemon".to_owned())),

@@ -7,6 +7,7 @@
 mod env;
 mod files;
 mod load;
+mod notice;
 mod problem;
 mod publisher;
 mod raw;
@@ -28,6 +29,7 @@ use crate::keyring::time::Span;
 pub use env::PREFIX as ENVIRONMENT_PREFIX;
 pub use files::{FileReport, examine_files};
 pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
+pub use notice::{NoticeSecretError, NoticeSecrets, Receiver};
 pub use problem::Problem;
 pub use publisher::{Publisher, PublisherKind};
 pub use raw::{KnownKey, known_keys};
@@ -61,6 +63,8 @@ pub struct Config {
     pub publishers: Vec<Publisher>,
     /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
     pub aws_kms: AwsKms,
+    /// Who is told what becomes of keys, in the order of the file; none for a signer.
+    pub notices: Vec<Receiver>,
     pub log: Log,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
@@ -302,6 +306,8 @@ impl Config {
         let admins = self.admin.iter().flat_map(|admin| &admin.tokens).map(|token| &token.source);
         let replicas = self.replication.iter().flat_map(|listener| &listener.clients).map(|client| &client.token);
         files.extend(admins.chain(replicas).filter_map(SecretSource::file).cloned());
+        let receivers = self.notices.iter();
+        files.extend(receivers.flat_map(|to| to.secret.file().into_iter().chain(&to.ca_file)).cloned());
         files.sort();
         files.dedup();
         files

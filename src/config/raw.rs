@@ -93,6 +93,7 @@ tables! {
         defaults: Defaults,
         keyset: Named<Keyset>,
         backend: Backends,
+        notice: Named<Notice>,
         log: Log,
     }
     /// A listener that has nothing beside its address.
@@ -261,6 +262,20 @@ tables! {
         secret_access_key: AwsCredentials,
         session_token: AwsCredentials,
     }
+    Notice {
+        url: String,
+        secret_file: PathBuf,
+        secret_env: String,
+        events: Vec<String>,
+        keysets: Vec<String>,
+        before: Vec<Span>,
+        ca_file: PathBuf,
+        timeout: Span,
+        give_up_after: Span,
+        secret: InlineNoticeSecret,
+        token: InlineNoticeSecret,
+        password: InlineNoticeSecret,
+    }
     Log {
         format: String,
         level: String,
@@ -299,6 +314,8 @@ refused! {
     InlineAccess: "secrets do not stand in the configuration: write the database's URL with user and password, or the \
         token for managers, elsewhere and say where, with `url_file` or `url_env`, `token_file` or `token_env` (the \
         managers themselves are named in `urls`)";
+    InlineNoticeSecret: "secrets do not stand in the configuration: write the secret elsewhere and say where, with \
+        `secret_file` or `secret_env`";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
         `key_file`, or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \

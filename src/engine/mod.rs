@@ -5,6 +5,7 @@ pub mod command;
 mod disabled;
 mod following;
 pub mod heartbeat;
+pub mod notices;
 pub mod placing;
 mod presence;
 pub mod probes;
@@ -106,6 +107,7 @@ pub struct Engine {
     complete: AtomicBool,
     following: following::Following,
     presence: presence::Presence,
+    notices: notices::Notices,
     /// What the configuration says, for when the store has new keysets.
     declared: std::sync::Mutex<Vec<Declared>>,
 }
@@ -219,6 +221,7 @@ impl Engine {
             replica: presence::replica_name(),
             following: following::Following::default(),
             presence: presence::Presence::default(),
+            notices: notices::Notices::default(),
         })
     }
 

@@ -121,6 +121,7 @@ impl Engine {
             (None, _) => return Ok(()),
         };
         others.retain(|other| other.report.replica != self.replica);
+        self.notices.heed(&others);
         for cell in &self.directory().order {
             self.note_laggards(cell, &others);
         }

@@ -96,6 +96,9 @@ impl Engine {
         {
             alarms.insert(Alarm::KeyDisabled);
         }
+        if self.notices.fails(&cell.name, boot) {
+            alarms.insert(Alarm::NoticeFailing);
+        }
         let silent = cell.is_known_not_to_sign();
         if silent {
             alarms.insert(Alarm::BackendUnavailable);
@@ -131,6 +134,7 @@ impl Engine {
         let cells = self.directory();
         let limits = cells.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.staleness_limit);
         self.metrics.set_staleness_limit(limits.min().unwrap_or(Span::ZERO));
+        self.metrics.set_notices_oldest(self.notices.oldest());
         for cell in &self.directory().order {
             self.refresh_metrics(cell);
         }

@@ -13,6 +13,7 @@ pub mod json;
 pub mod jwk;
 pub mod lifecycle;
 pub mod name;
+pub mod notice;
 pub mod outlook;
 pub mod placement;
 pub mod plan;

@@ -26,8 +26,8 @@ mod process;
 
 pub use exposition::Exposition;
 pub use labels::{
-    Alarm, BackendOperation, BackendOutcome, JwksCode, RotationFailureReason, RotationStep, RotationTrigger,
-    SignRejection, SigningFailure,
+    Alarm, BackendOperation, BackendOutcome, JwksCode, NoticeOutcome, RotationFailureReason, RotationStep,
+    RotationTrigger, SignRejection, SigningFailure,
 };
 
 use histogram::Histogram;
@@ -142,6 +142,16 @@ impl Metrics {
     /// `jwksd_staleness_limit_seconds`
     pub fn set_staleness_limit(&self, limit: Span) {
         self.series.staleness_limit_millis.store(millis(limit), Relaxed);
+    }
+
+    /// `jwksd_notices_total`
+    pub fn noticed(&self, outcome: NoticeOutcome, count: u64) {
+        self.series.notices[outcome.index()].fetch_add(count, Relaxed);
+    }
+
+    /// `jwksd_notices_oldest_timestamp_seconds`
+    pub fn set_notices_oldest(&self, at: Option<Timestamp>) {
+        store_timestamp(&self.series.notices_oldest_millis, at);
     }
 
     /// `jwksd_admin_auth_failures_total`
@@ -342,6 +352,8 @@ struct Series {
     backends: RwLock<BTreeMap<&'static str, Arc<BackendSeries>>>,
     staleness_limit_millis: AtomicU64,
     admin_auth_failures: AtomicU64,
+    notices: [AtomicU64; NoticeOutcome::COUNT],
+    notices_oldest_millis: AtomicU64,
     config_last_reload_successful: AtomicU64,
     clock_frozen: AtomicU64,
     alarms: [AtomicU64; Alarm::COUNT],
@@ -405,6 +417,8 @@ impl Series {
             backends: RwLock::default(),
             staleness_limit_millis: AtomicU64::new(0),
             admin_auth_failures: AtomicU64::new(0),
+            notices: zeros(),
+            notices_oldest_millis: AtomicU64::new(0),
             config_last_reload_successful: AtomicU64::new(0),
             clock_frozen: AtomicU64::new(0),
             alarms: zeros(),

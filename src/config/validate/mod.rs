@@ -4,6 +4,7 @@ mod aws_kms;
 mod issuers;
 mod keysets;
 mod listeners;
+mod notices;
 mod publishers;
 mod secrets;
 mod storage;
@@ -50,6 +51,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     let store = store::validate(raw.store, role, report);
     let seal = storage::seal(raw.seal, report);
     let known = known_keysets(names, role, store.as_ref());
+    let notices = notices::validate(raw.notice, role, known.as_ref(), report);
     let given = listeners::Given {
         public: raw.public,
         signer: raw.signer,
@@ -86,6 +88,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
             keysets,
             publishers,
             aws_kms,
+            notices,
             log,
             shutdown_delay: shutdown_delay.unwrap_or(Span::ZERO),
         }),

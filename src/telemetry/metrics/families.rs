@@ -9,8 +9,8 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::exposition::{Exposition, Page};
 use super::labels::{
-    Alarm, BackendOperation, BackendOutcome, JwksCode, RotationFailureReason, RotationStep, RotationTrigger,
-    SignRejection, SigningFailure,
+    Alarm, BackendOperation, BackendOutcome, JwksCode, NoticeOutcome, RotationFailureReason, RotationStep,
+    RotationTrigger, SignRejection, SigningFailure,
 };
 use super::{BackendSeries, IssuerSeries, KeysetSeries, Series, SigningLane, read};
 use crate::keyring::algorithm::Algorithm;
@@ -246,6 +246,16 @@ fn daemon(page: &mut Page<'_>, series: &Series) -> fmt::Result {
     })?;
     page.counter("jwksd_admin_auth_failures_total", "Logins to the admin listener that failed", |family| {
         family.integer(&[], series.admin_auth_failures.load(Relaxed))
+    })?;
+    let help = "Notices that receivers took, attempts that failed, and notices that were given up";
+    page.counter("jwksd_notices_total", help, |family| {
+        NoticeOutcome::ALL.iter().try_for_each(|outcome| {
+            family.integer(&[("outcome", outcome.as_str())], series.notices[outcome.index()].load(Relaxed))
+        })
+    })?;
+    let help = "When the oldest notice that waits to be delivered became due, 0 when none waits";
+    page.gauge("jwksd_notices_oldest_timestamp_seconds", help, |family| {
+        family.seconds(&[], seconds(&series.notices_oldest_millis))
     })?;
     let help = "Whether the configuration on disk, when last read, was valid and is in force";
     page.gauge("jwksd_config_last_reload_successful", help, |family| {
