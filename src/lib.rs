@@ -13,4 +13,5 @@ pub mod outbound;
 pub mod publisher;
 pub mod seal;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;

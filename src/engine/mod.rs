@@ -5,6 +5,7 @@ pub mod command;
 mod disabled;
 mod following;
 pub mod heartbeat;
+mod liveness;
 pub mod placing;
 mod presence;
 pub mod probes;
@@ -80,6 +81,7 @@ pub struct Engine {
     heartbeat_failing: AtomicBool,
     /// Boot time of the last heartbeat, in milliseconds.
     last_beat: AtomicI64,
+    progress: liveness::Progress,
     stopping: AtomicBool,
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
@@ -203,6 +205,7 @@ impl Engine {
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),
+            progress: liveness::Progress::default(),
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
             reconfigured: tokio::sync::Notify::new(),
