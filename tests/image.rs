@@ -82,6 +82,25 @@ fn everything_that_is_copied_is_in_a_checkout() {
     }
 }
 
+/// What .dockerignore lets through is all that the stage which compiles copies: a package that cargo understands.
+#[test]
+fn the_stage_that_compiles_gets_every_source() {
+    let dockerfile = repository(DOCKERFILE);
+    let copies = dockerfile.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from="));
+    let copies: Vec<&str> = ["FROM scratch", "WORKDIR /build"].into_iter().chain(copies).collect();
+    let folder = TempDir::new().unwrap();
+    let stage = folder.path().join("Dockerfile");
+    fs::write(&stage, copies.join("\n")).unwrap();
+    let sent = Image::build_from(&stage, &[]);
+    let build = sent.root.join("build");
+    let described = "cargo metadata --format-version 1 --no-deps --locked --offline --manifest-path";
+    let mut described = described.split(' ');
+    let mut cargo = Command::new(described.next().unwrap());
+    output(cargo.args(described).arg(build.join("Cargo.toml")));
+    output(Command::new("diff").arg("--recursive").arg(tools::repository("src")).arg(build.join("src")));
+    assert!(!build.join("tests").exists() && !build.join("target").exists(), "and nothing else");
+}
+
 /// The files that the sources compile into the binary.
 fn included() -> Vec<std::path::PathBuf> {
     let found = output(
@@ -146,7 +165,7 @@ async fn the_image_serves_signs_and_stops() {
 }
 
 fn says_what_it_is(image: &Image) {
-    let config = image.config();
+    let config = &image.config;
     assert_eq!(config["User"], "65532:65532", "a number that is not root's");
     assert_eq!(config["Entrypoint"], json!(["/usr/bin/jwksd"]));
     assert_eq!(config["Cmd"], json!(["serve"]));

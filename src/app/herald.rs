@@ -157,14 +157,9 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::clock::{Clock, ManualClock, TrustedClock};
-    use crate::engine::{ReplicaRole, Settings};
+    use crate::clock::{Clock, ManualClock};
+    use crate::engine::bare::bare_engine;
     use crate::keyring::time::Timestamp;
-    use crate::seal::KeyEncryptionKey;
-    use crate::seal::file::FileKey;
-    use crate::store::ledger::{Ledger, SealEvidence};
-    use crate::store::memory::MemoryStore;
-    use crate::telemetry::metrics::Metrics;
 
     const WATCHDOG: Span = Span::from_secs(20);
 
@@ -179,20 +174,8 @@ mod tests {
 
     impl Stage {
         async fn set(watchdog: bool) -> Stage {
-            let seal = async || Ok(Arc::new(FileKey::ephemeral()) as Arc<dyn KeyEncryptionKey>);
-            let store = Arc::new(MemoryStore::new());
-            let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
             let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
-            let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::SECOND));
-            let settings = Settings {
-                sign_deadline: Span::SECOND,
-                audit_signatures: false,
-                pool_size: 1,
-                role: ReplicaRole::All,
-                publishes: true,
-            };
-            let metrics = Arc::new(Metrics::new());
-            let engine = Engine::new(trusted, Arc::new(ledger), [], None, metrics, settings);
+            let engine = bare_engine(clock.clone()).await;
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("notify");
             let socket = UnixDatagram::bind(&path).unwrap();

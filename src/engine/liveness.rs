@@ -13,7 +13,7 @@ const LATE: Span = Span::from_secs(30);
 pub(super) struct Progress {
     /// When it last moved, in milliseconds of CLOCK_MONOTONIC: that clock sleeps with the machine, as timers do.
     moved: AtomicI64,
-    /// It waits for the store.
+    /// It waits for the store, or for a writer that does.
     waits: AtomicBool,
 }
 
@@ -69,33 +69,15 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::clock::{ManualClock, TrustedClock};
-    use crate::engine::{ReplicaRole, Settings};
+    use crate::clock::ManualClock;
+    use crate::engine::bare::bare_engine;
     use crate::keyring::time::Timestamp;
-    use crate::seal::KeyEncryptionKey;
-    use crate::seal::file::FileKey;
-    use crate::store::ledger::{Ledger, SealEvidence};
-    use crate::store::memory::MemoryStore;
-    use crate::telemetry::metrics::Metrics;
 
     #[tokio::test]
     async fn a_late_heartbeat_is_named_and_a_store_that_hangs_is_not() {
-        let seal = async || Ok(Arc::new(FileKey::ephemeral()) as Arc<dyn KeyEncryptionKey>);
-        let store = Arc::new(MemoryStore::new());
-        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
-        let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::SECOND));
-        let settings = Settings {
-            sign_deadline: Span::SECOND,
-            audit_signatures: false,
-            pool_size: 1,
-            role: ReplicaRole::All,
-            publishes: true,
-        };
-        let engine = Engine::new(trusted, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
+        let engine = bare_engine(clock.clone()).await;
         clock.advance(Span::DAY);
         assert_eq!(engine.ailments(), [""; 0], "it has not begun");
         engine.moved();

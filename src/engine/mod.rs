@@ -1,5 +1,7 @@
 //! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
 
+#[cfg(test)]
+pub(crate) mod bare;
 pub mod cell;
 pub mod command;
 mod disabled;

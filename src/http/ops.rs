@@ -101,29 +101,12 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::clock::{SystemClock, TrustedClock};
-    use crate::engine::{ReplicaRole, Settings};
-    use crate::keyring::time::{Span, Timestamp};
-    use crate::seal::KeyEncryptionKey;
-    use crate::seal::file::FileKey;
-    use crate::store::ledger::{Ledger, SealEvidence};
-    use crate::store::memory::MemoryStore;
-    use crate::telemetry::metrics::Metrics;
+    use crate::clock::SystemClock;
+    use crate::engine::bare::bare_engine;
 
     #[tokio::test]
     async fn a_background_task_that_panicked_is_named_by_livez() {
-        let seal = async || Ok(Arc::new(FileKey::ephemeral()) as Arc<dyn KeyEncryptionKey>);
-        let store = Arc::new(MemoryStore::new());
-        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
-        let clock = Arc::new(TrustedClock::new(Arc::new(SystemClock), Span::SECOND));
-        let settings = Settings {
-            sign_deadline: Span::SECOND,
-            audit_signatures: false,
-            pool_size: 1,
-            role: ReplicaRole::All,
-            publishes: true,
-        };
-        let engine = Engine::new(clock, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
+        let engine = bare_engine(Arc::new(SystemClock)).await;
         let state = OpsState { engine: engine.clone(), stopping: Arc::default(), told: Arc::default() };
         assert_eq!(alive(State(state.clone())).await.status(), 200);
         let cancel = CancellationToken::new();

@@ -16,14 +16,15 @@ use crate::{DOCKERFILE, USER, lay_out, output};
 const NAME: &str = "jwksd:test";
 pub const REVISION: &str = "0123abc";
 
-/// How long the daemon goes on, unready, after it was told to stop: time to look at it.
-const SHUTDOWN_DELAY: &str = "3s";
+/// How long the daemon goes on, unready, after it was told to stop: time to look at it, on a busy machine too.
+const SHUTDOWN_DELAY: &str = "5s";
 
 /// What was built, with a container of it that is mounted.
 pub struct Image {
     storage: TempDir,
     container: String,
     pub root: PathBuf,
+    pub config: Value,
     /// Every file as it was built.
     built: Vec<(PathBuf, Metadata)>,
 }
@@ -39,25 +40,33 @@ pub struct Metadata {
 }
 
 impl Image {
+    /// As docs/docker.md says for a binary of one's own: this build's.
     pub fn build() -> Image {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "buildah without a user namespace needs root: run tests/run as root"
-        );
-        let storage = TempDir::new().unwrap();
-        let (stripped, rootfs) = (storage.path().join("jwksd"), storage.path().join("rootfs"));
+        let folder = TempDir::new().unwrap();
+        let (stripped, rootfs) = (folder.path().join("jwksd"), folder.path().join("rootfs"));
         output(Command::new("strip").arg("-o").arg(&stripped).arg(env!("CARGO_BIN_EXE_jwksd")));
         lay_out(&stripped, &rootfs);
-        let mut image = Image { storage, container: String::new(), root: PathBuf::new(), built: Vec::new() };
+        let context = format!("rootfs={}", rootfs.display());
+        let revision = format!("REVISION={REVISION}");
+        let arguments = ["--build-arg", &revision, "--build-context", &context];
+        Image::build_from(&tools::repository(DOCKERFILE), &arguments)
+    }
+
+    /// With the repository as the context.
+    pub fn build_from(dockerfile: &Path, arguments: &[&str]) -> Image {
+        let root = rustix::process::geteuid().is_root();
+        assert!(root, "buildah without a user namespace needs root: run the tests as root");
+        let storage = TempDir::new().unwrap();
+        let mut image =
+            Image { storage, container: String::new(), root: PathBuf::new(), config: Value::Null, built: Vec::new() };
         let mut build = image.buildah(&["build", "--format", "docker", "--tag", NAME]);
-        build.arg("--build-arg").arg(format!("REVISION={REVISION}"));
-        build.arg("--build-context").arg(format!("rootfs={}", rootfs.display()));
-        build.arg("--file").arg(tools::repository(DOCKERFILE)).arg(tools::repository("."));
+        build.args(arguments).arg("--file").arg(dockerfile).arg(tools::repository("."));
         output(&mut build);
-        fs::remove_dir_all(rootfs).unwrap();
         image.container = output(&mut image.buildah(&["from", "--pull-never", NAME])).trim().to_owned();
         image.root = output(&mut image.buildah(&["mount", &image.container])).trim().into();
         image.built = image.files();
+        let inspected = output(&mut image.buildah(&["inspect", "--type", "image", NAME]));
+        image.config = serde_json::from_str::<Value>(&inspected).unwrap()["Docker"]["config"].take();
         image
     }
 
@@ -69,11 +78,6 @@ impl Image {
         command.arg("--runroot").arg(self.storage.path().join("run"));
         command.args(arguments);
         command
-    }
-
-    pub fn config(&self) -> Value {
-        let inspected = output(&mut self.buildah(&["inspect", "--type", "image", NAME]));
-        serde_json::from_str::<Value>(&inspected).unwrap()["Docker"]["config"].clone()
     }
 
     /// Its files' bytes together.
@@ -131,6 +135,7 @@ pub struct Container<'a> {
     image: &'a Image,
     volumes: TempDir,
     ports: [ReservedPort; 2],
+    shutdown_delay: &'static str,
     process: Option<Process>,
 }
 
@@ -144,8 +149,13 @@ impl<'a> Container<'a> {
         }
         let config = fs::read_to_string(image.root.join("etc/jwksd/jwksd.toml")).unwrap() + "\n" + tables;
         fs::write(volumes.path().join("jwksd.toml"), config).unwrap();
-        let mut container =
-            Container { image, volumes, ports: [ReservedPort::any(), ReservedPort::any()], process: None };
+        let mut container = Container {
+            image,
+            volumes,
+            ports: [ReservedPort::any(), ReservedPort::any()],
+            shutdown_delay: SHUTDOWN_DELAY,
+            process: None,
+        };
         let mut run = container.in_buildah();
         run.args(container.words());
         container.process = Some(Process::start(run));
@@ -160,7 +170,7 @@ impl<'a> Container<'a> {
 
     /// The image's own check, with its exit code. As its process alone, which is faster than an engine.
     pub fn healthcheck(&self) -> i32 {
-        let test = &self.image.config()["Healthcheck"]["Test"];
+        let test = &self.image.config["Healthcheck"]["Test"];
         let words: Vec<&str> = test.as_array().unwrap().iter().skip(1).filter_map(Value::as_str).collect();
         let mut check = Command::new("chroot");
         check.arg(format!("--userspec={USER}:{USER}")).arg(&self.image.root).args(words);
@@ -209,6 +219,7 @@ impl<'a> Container<'a> {
 
     /// As [`run`](Self::run), with the same volumes and a root file system mounted read-only.
     pub async fn start_read_only(&mut self) {
+        self.shutdown_delay = "0s";
         let root = self.image.root.display();
         let volumes = self.volumes.path().display();
         // The mounts are this process's own and end with it.
@@ -246,7 +257,7 @@ impl<'a> Container<'a> {
 
     /// What the image starts.
     fn words(&self) -> Vec<String> {
-        let config = self.image.config();
+        let config = &self.image.config;
         let words = ["Entrypoint", "Cmd"].map(|part| config[part].as_array().unwrap().clone()).concat();
         words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
     }
@@ -259,7 +270,7 @@ impl<'a> Container<'a> {
             listen("PUBLIC", &self.ports[0]),
             listen("OPS", &self.ports[1]),
             ("JWKSD__ISSUER__MAIN__URL".to_owned(), "https://auth.example.com".to_owned()),
-            ("JWKSD__SHUTDOWN_DELAY".to_owned(), SHUTDOWN_DELAY.to_owned()),
+            ("JWKSD__SHUTDOWN_DELAY".to_owned(), self.shutdown_delay.to_owned()),
         ]
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::support::ports::ReservedPort;
-use crate::support::{PATIENCE, Process, eventually, tools, unix_now};
+use crate::support::{PATIENCE, Process, eventually, http_client, tools, unix_now};
 use crate::verifiers::{Envoy, Verifier as _};
 
 const FOLDER: &str = "deploy/examples/envoy";
@@ -115,7 +115,9 @@ async fn the_envoy_example_lets_in_whom_it_should_through_rotations() {
 /// Envoy fetched before it opened, and not once for a kid that it did not know: why `propagation` must outlast its cache.
 /// The counters are those that the README names.
 async fn one_fetch(envoy: &Envoy) {
-    let stats = reqwest::get(format!("http://{}/stats?filter=jwks_fetch", envoy.admin)).await.expect("Envoy answers");
+    let url = format!("http://{}/stats?filter=jwks_fetch", envoy.admin);
+    let client = http_client().build().expect("a client without TLS set-up");
+    let stats = client.get(url).send().await.expect("Envoy answers");
     let stats = stats.text().await.expect("it is text");
     for line in ["http.api.jwt_authn.jwks_fetch_success: 1", "http.api.jwt_authn.jwks_fetch_failed: 0"] {
         assert!(stats.lines().any(|found| found == line), "{line} is not in\n{stats}");
