@@ -74,17 +74,17 @@ impl Herald {
     pub async fn watch(self: Arc<Self>, cancel: CancellationToken) {
         let half = self.systemd.watchdog().map(|interval| interval.as_millis() / 2);
         let again = Span::from_millis(half.unwrap_or_default() / AGAIN).max(Span::from_millis(1));
-        let mut ailed = Vec::new();
+        let mut was_alive = true;
         loop {
             let ailments = self.engine.ailments();
             let alive = ailments.is_empty();
-            if !alive && ailments != ailed {
+            if was_alive && !alive {
                 tracing::error!(
                     ?ailments,
                     "this process does not work: systemd's watchdog hears nothing of it until it does"
                 );
             }
-            ailed = ailments;
+            was_alive = alive;
             let status = self.changed_status();
             if status.is_some() || (alive && half.is_some()) {
                 let sign = (alive && half.is_some()).then_some(Notice::Alive);
