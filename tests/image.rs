@@ -93,10 +93,9 @@ fn the_stage_that_compiles_gets_every_source() {
     fs::write(&stage, copies.join("\n")).unwrap();
     let sent = Image::build_from(&stage, &[]);
     let build = sent.root.join("build");
-    let described = "cargo metadata --format-version 1 --no-deps --locked --offline --manifest-path";
-    let mut described = described.split(' ');
-    let mut cargo = Command::new(described.next().unwrap());
-    output(cargo.args(described).arg(build.join("Cargo.toml")));
+    let mut described = Command::new(env!("CARGO"));
+    described.args(["metadata", "--format-version=1", "--no-deps", "--locked", "--offline", "--manifest-path"]);
+    output(described.arg(build.join("Cargo.toml")));
     output(Command::new("diff").arg("--recursive").arg(tools::repository("src")).arg(build.join("src")));
     assert!(!build.join("tests").exists() && !build.join("target").exists(), "and nothing else");
 }
