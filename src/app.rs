@@ -1,6 +1,7 @@
 //! The composition root: the only place that wires adapters to ports, and runs what it wired.
 
 mod access;
+mod herald;
 mod leftovers;
 mod notices;
 mod publishers;
@@ -41,6 +42,7 @@ use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
 use crate::store::relay::Relay;
 use crate::store::wire::LONGEST_REPORT;
+use crate::systemd::Systemd;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
@@ -124,6 +126,7 @@ pub struct App {
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
+    herald: Arc<herald::Herald>,
     /// The seal lives elsewhere and is opened while the daemon runs.
     sealed: Option<unseal::Sealed>,
     /// Something that the daemon needs is not on this machine.
@@ -163,6 +166,8 @@ impl App {
     pub async fn build(loaded: Loaded, source: Source, storage: Storage) -> Result<App, AppError> {
         let config = loaded.config.clone();
         raise_open_file_limit();
+        let systemd = systemd();
+        systemd.tell(None, Some("Starting")).await;
         // What changes from here on is noticed: everything is read after this.
         let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
         refuse_unfit_first_start(&loaded)?;
@@ -195,7 +200,9 @@ impl App {
         let access = Arc::new(access::Access::new(&engine, &config, variables.clone())?);
         let receivers = notices::Receivers::new(engine.clone(), &config, variables)?;
         let credentials = (access.clone(), receivers);
-        let reloader = Arc::new(reload::Reloader::new(engine.clone(), credentials, source, loaded, attention));
+        let herald = Arc::new(herald::Herald::new(systemd, engine.clone()));
+        let (reloading, telling) = (engine.clone(), herald.clone());
+        let reloader = Arc::new(reload::Reloader::new(reloading, credentials, source, loaded, attention, telling));
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
             let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
@@ -228,7 +235,7 @@ impl App {
             listeners.push(Bound { name, listener: socket, router, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
-        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, shutdown })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -242,7 +249,7 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, shutdown } = self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
         let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone(), relay.clone()));
@@ -258,6 +265,7 @@ impl App {
             () = open_anyway => still_starting = true,
             () = &mut stop => {
                 starting.abort();
+                herald.stopping(Span::ZERO).await;
                 engine.stop().await;
                 return Ok(());
             }
@@ -273,6 +281,7 @@ impl App {
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }
         engine.opened().await;
+        herald.ready().await;
         if !engine.is_sealed() {
             engine.schedule();
         }
@@ -305,6 +314,12 @@ impl App {
             tokio::spawn(leftovers),
             tokio::spawn(watch),
         ];
+        if herald.is_heard() {
+            let (herald, cancel) = (herald.clone(), background.clone());
+            tasks.push(tokio::spawn(
+                passing.clone().keep("systemd", cancel.clone(), move || herald.clone().watch(cancel.clone())),
+            ));
+        }
         let (following, attending, cancel) = (engine.clone(), engine.clone(), background.clone());
         if engine.is_shared() {
             tasks.push(tokio::spawn(
@@ -339,6 +354,7 @@ impl App {
             Span::ZERO
         };
         tracing::info!(delay = %shutdown_delay, "stopping: unready, still serving");
+        herald.stopping(shutdown_delay).await;
         tokio::time::sleep(shutdown_delay.to_std()).await;
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
@@ -353,6 +369,16 @@ impl App {
         tracing::info!("stopped");
         ended
     }
+}
+
+/// Whoever started this process, as far as it is systemd.
+fn systemd() -> Systemd {
+    let environment = access::process_environment();
+    let (systemd, errors) = Systemd::from_environment(|name| environment(name), std::process::id());
+    for error in errors {
+        tracing::warn!("{error}");
+    }
+    systemd
 }
 
 /// Takes the configuration. A shared store that has come and gone again meanwhile is waited for.

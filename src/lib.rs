@@ -14,4 +14,5 @@ pub mod publisher;
 pub mod random;
 pub mod seal;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;

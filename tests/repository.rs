@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 13] = [
     &["publisher"],
     &["telemetry"],
     &["aws_kms"],
-    &["config", "clock", "outbound", "random"],
+    &["config", "clock", "outbound", "random", "systemd"],
     &["keyring"],
 ];
 
@@ -60,7 +60,8 @@ fn relative(path: &Path) -> String {
 }
 
 fn documents() -> Vec<String> {
-    let mut documents: Vec<String> = files_under("docs", "md").iter().map(|path| relative(path)).collect();
+    let written = files_under("docs", "md").into_iter().chain(files_under("deploy", "md"));
+    let mut documents: Vec<String> = written.map(|path| relative(&path)).collect();
     for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"] {
         documents.push(name.to_owned());
     }

@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Credentials};
+use super::herald::Herald;
 use super::notices::{self, Receivers};
 use super::{declared, explained, settings, tls_files, tolerance};
 use crate::config::{
@@ -28,6 +29,7 @@ pub(super) struct Reloader {
     /// What was wrong at the last attempt; empty when nothing was.
     wrong: Mutex<Vec<String>>,
     attention: tokio::sync::Mutex<Attention>,
+    herald: Arc<Herald>,
 }
 
 struct Running {
@@ -69,6 +71,7 @@ impl Reloader {
         source: Source,
         loaded: Loaded,
         attention: Attention,
+        herald: Arc<Herald>,
     ) -> Self {
         let config = loaded.config;
         let running = Running { started: config.clone(), config, files: None };
@@ -81,6 +84,7 @@ impl Reloader {
             tls: Mutex::default(),
             wrong: Mutex::default(),
             attention: tokio::sync::Mutex::new(attention),
+            herald,
         }
     }
 
@@ -91,8 +95,17 @@ impl Reloader {
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
     pub async fn reload(&self) -> Result<ReloadAnswer, Vec<String>> {
+        self.herald.reloading().await;
+        let result = self.try_again().await;
+        self.herald.ready().await;
+        result
+    }
+
+    /// As [`reload`](Self::reload), of the process's own accord after a failure: systemd need not see that each time.
+    async fn try_again(&self) -> Result<ReloadAnswer, Vec<String>> {
         let result = self.attempt().await;
         self.engine.set_configuration_valid(result.is_ok());
+        self.herald.set_configured(result.is_ok());
         let errors = result.as_ref().err().cloned().unwrap_or_default();
         let before = std::mem::replace(&mut *self.wrong(), errors);
         match &result {
@@ -242,13 +255,19 @@ pub(super) async fn watch(reloader: Arc<Reloader>, cancel: CancellationToken) {
     let mut attention = reloader.attention.lock().await;
     let Attention { hangup, watch } = &mut *attention;
     loop {
-        tokio::select! {
-            changed = watch.changed() => tracing::debug!(files = ?changed, "files changed"),
-            _ = hangup.recv() => tracing::debug!("SIGHUP"),
-            () = reloader.retry() => {}
+        let reloaded = tokio::select! {
+            changed = watch.changed() => {
+                tracing::debug!(files = ?changed, "files changed");
+                reloader.reload().await
+            }
+            _ = hangup.recv() => {
+                tracing::debug!("SIGHUP");
+                reloader.reload().await
+            }
+            () = reloader.retry() => reloader.try_again().await,
             () = cancel.cancelled() => return,
-        }
-        if reloader.reload().await.is_ok()
+        };
+        if reloaded.is_ok()
             && let Some(files) = reloader.running.lock().await.files.take()
         {
             watch.follow(files);

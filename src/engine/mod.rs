@@ -1,10 +1,13 @@
 //! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
 
+#[cfg(test)]
+pub(crate) mod bare;
 pub mod cell;
 pub mod command;
 mod disabled;
 mod following;
 pub mod heartbeat;
+mod liveness;
 pub mod notices;
 pub mod placing;
 mod presence;
@@ -81,6 +84,7 @@ pub struct Engine {
     heartbeat_failing: AtomicBool,
     /// Boot time of the last heartbeat, in milliseconds.
     last_beat: AtomicI64,
+    progress: liveness::Progress,
     stopping: AtomicBool,
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
@@ -205,6 +209,7 @@ impl Engine {
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),
+            progress: liveness::Progress::default(),
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
             reconfigured: tokio::sync::Notify::new(),

@@ -128,6 +128,28 @@ impl Engine {
         missing
     }
 
+    /// What keeps this process from signing, in words.
+    pub fn missing_to_sign(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.is_sealed() {
+            missing.push("the seal has not been opened yet".to_owned());
+        }
+        for cell in &self.directory().order {
+            let (snapshot, name) = (cell.snapshot.load(), &cell.name);
+            if snapshot.active.is_none() && snapshot.is_to_sign() {
+                let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
+                missing.push(format!("keyset {name} {why}"));
+            }
+            if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, self.clock.boot()) {
+                missing.push(format!("keyset {name} was not confirmed by the store for staleness_limit"));
+            }
+            if cell.is_known_not_to_sign() {
+                missing.push(format!("the backend of keyset {name} does not sign"));
+            }
+        }
+        missing
+    }
+
     /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.
     pub fn refresh_all_metrics(&self) {
         self.metrics.set_clock_frozen(self.clock.read().frozen || self.following.clock_differs());

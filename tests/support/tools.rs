@@ -39,6 +39,22 @@ pub fn promtool() -> PathBuf {
     tool("JWKSD_TEST_PROMTOOL", "/usr/bin/promtool")
 }
 
+pub fn buildah() -> PathBuf {
+    tool("JWKSD_TEST_BUILDAH", "/usr/bin/buildah")
+}
+
+pub fn hadolint() -> PathBuf {
+    tool("JWKSD_TEST_HADOLINT", "venv/bin/hadolint")
+}
+
+pub fn strace() -> PathBuf {
+    tool("JWKSD_TEST_STRACE", "/usr/bin/strace")
+}
+
+pub fn systemd_analyze() -> PathBuf {
+    tool("JWKSD_TEST_SYSTEMD_ANALYZE", "/usr/bin/systemd-analyze")
+}
+
 /// A program of the PostgreSQL server, which Debian keeps out of `PATH`.
 pub fn postgres_program(name: &str) -> PathBuf {
     tool("JWKSD_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin").join(name)

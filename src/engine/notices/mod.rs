@@ -15,12 +15,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use super::signing::random_byte;
 use crate::config::Receiver;
 use crate::keyring::name::Name;
 use crate::keyring::notice::{Due, Event, Heard, Notice};
 use crate::keyring::outlook::Alarm;
 use crate::keyring::time::{Span, Timestamp};
+use crate::random;
 use crate::store::shared::Replica;
 use crate::telemetry::metrics::NoticeOutcome;
 
@@ -433,8 +433,7 @@ impl Engine {
 /// for is heeded, within bounds.
 fn pause_after(failures: u32, error: &NotDelivered) -> Span {
     let most = RETRY_MIN.times(1 << failures.min(10)).min(RETRY_MAX);
-    let half = most.as_millis() / 2;
-    let own = Span::from_millis(half + half * i64::from(random_byte()) / 255);
+    let own = random::span_between(Span::from_millis(most.as_millis() / 2), most);
     match error {
         NotDelivered::Later { after: Some(after), .. } => own.max((*after).min(RETRY_AFTER_MAX)),
         _ => own,
