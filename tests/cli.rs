@@ -317,6 +317,7 @@ async fn tokens_are_signed_verified_inspected_and_key_sets_compared() {
 
     assert_eq!(done(&daemon, &["healthcheck"]).await.out, "ready\n");
     assert_eq!(done(&daemon, &["healthcheck", "--sign", "-o", "json"]).await.json(), json!({ "ready": true }));
+    assert_eq!(done(&daemon, &["healthcheck", "--live"]).await.out, "alive\n");
     fails(&daemon, 4, &["healthcheck", "--server", "127.0.0.1:1"]).await;
     fails(&daemon, 4, &["status", "--server", "127.0.0.1:1"]).await;
     let wrong = daemon.path("wrong.token");

@@ -228,6 +228,9 @@ enum Command {
         /// To sign, not only to publish
         #[arg(long)]
         sign: bool,
+        /// Only whether it is alive: for probes that restart it
+        #[arg(long, conflicts_with = "sign")]
+        live: bool,
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
@@ -266,6 +269,14 @@ struct Action {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+}
+
+/// What a health check asks for.
+#[derive(Clone, Copy)]
+enum Health {
+    Alive,
+    ReadyToPublish,
+    ReadyToSign,
 }
 
 /// Why a command failed, by exit code (DESIGN §9).
@@ -356,7 +367,14 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         }
         Command::Verify { token, jwks, iss, aud } => tokens::verify(global, &token, jwks, iss, aud).await,
         Command::Diff { url, issuer } => tokens::diff(global, &url, issuer).await,
-        Command::Healthcheck { sign } => keysets::healthcheck(global, sign).await,
+        Command::Healthcheck { sign, live } => {
+            let asked = match (live, sign) {
+                (true, _) => Health::Alive,
+                (false, true) => Health::ReadyToSign,
+                (false, false) => Health::ReadyToPublish,
+            };
+            keysets::healthcheck(global, asked).await
+        }
         Command::Serve { .. }
         | Command::Init
         | Command::Reseal
