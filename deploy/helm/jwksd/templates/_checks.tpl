@@ -166,6 +166,9 @@
 {{- if and (ne $kind "file") $volume.enabled -}}
 {{- fail "jwksd: manager.persistence is for a file store: replicas of a shared store each have a state_path of their own, in an emptyDir" -}}
 {{- end -}}
+{{- if not $config.public -}}
+{{- fail "jwksd: manager.config.public is missing: managers publish the keys; leave it as it is in the chart's values" -}}
+{{- end -}}
 {{- if not (has "public" (include "jwksd.reachable" . | fromJsonArray)) -}}
 {{- fail "jwksd: manager.config.public.listen can be reached from the pod only, so nobody could fetch the keys: use 0.0.0.0:8620" -}}
 {{- end -}}

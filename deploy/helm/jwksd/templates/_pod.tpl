@@ -51,11 +51,13 @@ seccompProfile:
   emptyDir:
     sizeLimit: 256Mi
 {{- end }}
+{{- if .block.secrets }}
+# 0440: the group is the pod's fsGroup. The daemon refuses a seal key that others may read.
+{{- end }}
 {{- range $name, $secret := .block.secrets }}
 - name: {{ $prefix }}secret-{{ $name }}
   secret:
     secretName: {{ $secret.existingSecret }}
-    # The group is the pod's fsGroup. The daemon refuses a seal key that others may read.
     defaultMode: 0440
     {{- with $secret.items }}
     items:
