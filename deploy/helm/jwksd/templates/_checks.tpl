@@ -82,7 +82,9 @@
 {{- $block := .block -}}
 {{- $readable := list -}}
 {{- range $name, $secret := $block.secrets -}}
+{{- if $secret -}}
 {{- $readable = append $readable (printf "/run/secrets/jwksd/%s/" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- $writable := list "/run/jwksd/" "/var/lib/jwksd/" -}}
 {{- range $block.extraVolumeMounts -}}

@@ -84,12 +84,25 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name (.root.Chart.Version | replace
 {{- ceil $total | int -}}
 {{- end -}}
 
+{{/* A configuration as JSON, without what null removed: helm keeps a null where the chart's own values have no such key. */}}
+{{- define "jwksd.config" -}}
+{{- $kept := dict -}}
+{{- range $key, $value := . -}}
+{{- if kindIs "map" $value -}}
+{{- $_ := set $kept $key (include "jwksd.config" $value | fromJson) -}}
+{{- else if not (kindIs "invalid" $value) -}}
+{{- $_ := set $kept $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toPrettyJson $kept -}}
+{{- end -}}
+
 {{/*
 What of a configuration only a start reads, as a checksum: the rest is re-read when the ConfigMap changes, so it must not
 restart anything. New tables of later releases count as needing one.
 */}}
 {{- define "jwksd.restartChecksum" -}}
-{{- $config := deepCopy . -}}
+{{- $config := include "jwksd.config" . | fromJson -}}
 {{- range list "keyset" "defaults" "shutdown_delay" -}}
 {{- $_ := unset $config . -}}
 {{- end -}}

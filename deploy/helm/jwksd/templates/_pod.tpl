@@ -23,9 +23,11 @@ seccompProfile:
 - name: {{ $prefix }}state
   mountPath: /var/lib/jwksd
 {{- range $name, $secret := .block.secrets }}
+{{- if $secret }}
 - name: {{ $prefix }}secret-{{ $name }}
   mountPath: /run/secrets/jwksd/{{ $name }}
   readOnly: true
+{{- end }}
 {{- end }}
 {{- with .block.extraVolumeMounts }}
 {{ toYaml . }}
@@ -55,6 +57,7 @@ seccompProfile:
 # 0440: the group is the pod's fsGroup. The daemon refuses a seal key that others may read.
 {{- end }}
 {{- range $name, $secret := .block.secrets }}
+{{- if $secret }}
 - name: {{ $prefix }}secret-{{ $name }}
   secret:
     secretName: {{ $secret.existingSecret }}
@@ -63,6 +66,7 @@ seccompProfile:
     items:
       {{- toYaml . | nindent 6 }}
     {{- end }}
+{{- end }}
 {{- end }}
 {{- with .block.extraVolumes }}
 {{ toYaml . }}
@@ -91,7 +95,7 @@ seccompProfile:
 httpGet:
   path: {{ .path }}
   port: ops
-  scheme: {{ ternary "HTTPS" "HTTP" (hasKey .config.ops "tls") }}
+  scheme: {{ ternary "HTTPS" "HTTP" (not (empty .config.ops.tls)) }}
 {{- end -}}
 
 {{/* The Deployment of managers or of signers. */}}

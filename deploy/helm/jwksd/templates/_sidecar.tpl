@@ -110,7 +110,7 @@ jwksd/restart-checksum: {{ include "jwksd.restartChecksum" .Values.sidecar.confi
 {{- if ne .Values.mode "sidecar" -}}
 {{- fail "jwksd: an application's chart that includes jwksd.sidecar.container sets jwksd.mode: sidecar; without it this dependency would install managers of its own" -}}
 {{- end -}}
-{{- if hasKey .Values.sidecar.config.ops "tls" -}}
+{{- if (.Values.sidecar.config.ops | default dict).tls -}}
 {{- fail "jwksd: sidecar.config.ops.tls: the probes ask without TLS; leave it out, and listen on 127.0.0.1 where others must not see metrics" -}}
 {{- end -}}
 {{- include "jwksd.checkSidecar" (dict "root" . "name" "sidecar" "block" .Values.sidecar) -}}

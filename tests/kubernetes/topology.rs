@@ -1,0 +1,203 @@
+//! The plain manifests' managers and the Kustomize example's sidecar as real processes: users, groups, modes and files as
+//! kubelets make them, configurations, command lines and probes as rendered. What a cluster would add is replaced: the
+//! addresses by ports of this machine, the names of Services by loopback, AWS KMS by the managers' file seal.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::render::{kustomized, parsed};
+use crate::support::ports::ReservedPort;
+use crate::support::postgres::PostgresServer;
+use crate::support::{PATIENCE, Process, eventually, http_client};
+use crate::workload::{Contents, Root, Workload, items, of_kind, text};
+
+/// The image's user, and the application's in deploy/kustomize/example.
+const DAEMON: u32 = 65532;
+const APPLICATION: u32 = 10001;
+
+/// A container with its files and the ports that take the place of its own.
+struct Pod {
+    workload: Workload,
+    root: Root,
+    binary: PathBuf,
+    ports: Vec<(String, ReservedPort)>,
+}
+
+impl Pod {
+    fn new(mut workload: Workload, contents: &Contents, binary: &Path) -> Self {
+        let mut ports = Vec::new();
+        for (listener, _) in workload.reachable() {
+            let port = ReservedPort::any();
+            workload.config[&listener]["listen"] = json!(format!("127.0.0.1:{}", port.number()));
+            ports.push((listener, port));
+        }
+        let root = Root::of(&workload, contents);
+        Pod { workload, root, binary: binary.to_owned(), ports }
+    }
+
+    fn port(&self, listener: &str) -> u16 {
+        let found = self.ports.iter().find(|(name, _)| name == listener);
+        found.unwrap_or_else(|| panic!("no listener {listener}")).1.number()
+    }
+
+    fn url(&self, listener: &str, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port(listener))
+    }
+
+    /// A command in the container: its user, no capabilities, its environment, and the pod's group.
+    fn command(&self, contents: &Contents, arguments: &[String]) -> Command {
+        let mut command = self.command_as(DAEMON, true, &self.root.arguments(arguments));
+        command.envs(self.root.environment(&self.workload, contents));
+        command
+    }
+
+    /// A command of some container of the pod; `in_group`: as all of them are, in the group of its fsGroup.
+    fn command_as(&self, user: u32, in_group: bool, arguments: &[String]) -> Command {
+        let mut command = Command::new("setpriv");
+        command.env_clear().env("PATH", "/usr/bin:/bin");
+        command.arg(format!("--reuid={user}")).arg(format!("--regid={user}"));
+        let group = &self.workload.pod["securityContext"]["fsGroup"];
+        command.arg(if in_group { format!("--groups={group}") } else { "--clear-groups".to_owned() });
+        command.args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]);
+        command.arg(&self.binary).args(arguments).current_dir("/");
+        command
+    }
+
+    fn serve(&self, contents: &Contents) -> Process {
+        Process::start(self.command(contents, &self.workload.arguments()))
+    }
+
+    /// Asks as the kubelet does.
+    async fn passes(&self, contents: &Contents, probe: &Value) -> bool {
+        if let Some(get) = probe.get("httpGet") {
+            let url = self.url(&text(&get["port"]), &text(&get["path"]));
+            let answer = http_client().build().unwrap().get(url).send().await;
+            return answer.is_ok_and(|answer| answer.status().is_success());
+        }
+        let own = format!("127.0.0.1:{}", self.port("ops"));
+        let words = items(&probe["exec"]["command"]).skip(1).map(|word| text(word).replace("127.0.0.1:8623", &own));
+        let mut command = self.command(contents, &words.collect::<Vec<_>>());
+        tokio::task::spawn_blocking(move || command.output().unwrap().status.success()).await.unwrap()
+    }
+
+    async fn pass_all_probes(&self, contents: &Contents, process: &Process) {
+        for (kind, probe) in self.workload.probes() {
+            let asked = async || self.passes(contents, &probe).await.then_some(());
+            let passed = eventually(kind, PATIENCE, asked);
+            tokio::select! {
+                () = passed => {}
+                _ = process.output.ended() => panic!("{}: {:#?}", self.workload.name, process.output.lines()),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_rendered_publishes_and_signs() {
+    assert!(rustix::process::geteuid().is_root(), "this test takes other users' part: run it as root");
+    let roles = PostgresServer::shared().await.database().await.with_roles().await;
+    let contents = Contents::with_urls(roles.manager, roles.owner);
+    let (_folder, binary) = binary_for_everybody();
+    let documents = parsed(&kustomized("deploy/kubernetes"));
+
+    let mut managers = Workload::all(&documents);
+    let served = managers.iter().position(Workload::is_served).expect("a Deployment");
+    let manager = Pod::new(managers.remove(served), &contents, &binary);
+    let init = Pod::new(managers.remove(0), &contents, &binary);
+    let made = succeeds(init.command(&contents, &init.workload.arguments()));
+    assert!(made.contains("made the store"), "{made}");
+    let running = manager.serve(&contents);
+    manager.pass_all_probes(&contents, &running).await;
+    let status = succeeds(manager.command(&contents, &["status".to_owned()]));
+    assert!(status.contains("default") && status.contains("active"), "{status}");
+    only_public_paths_are_answered(&manager, &documents).await;
+
+    let example = parsed(&kustomized("deploy/kustomize/example"));
+    let mut workload = Workload::all(&example).remove(0);
+    workload.config["store"]["urls"] = json!([format!("https://127.0.0.1:{}", manager.port("replication"))]);
+    workload.config["seal"] = json!({ "kind": "file", "path": "/run/secrets/jwksd/replication/seal.key" });
+    let sidecar = Pod::new(workload, &contents, &binary);
+    let mut process = sidecar.serve(&contents);
+    sidecar.pass_all_probes(&contents, &process).await;
+    the_application_signs(&sidecar, &manager).await;
+
+    // A configuration that is not valid is not taken up, and is no reason to restart the sidecar.
+    std::fs::write(sidecar.root.config(), "{").unwrap();
+    let refused = |line: &crate::support::LogLine| line.0.to_string().contains("not valid JSON");
+    process.log_line("the refusal of the configuration", refused).await.unwrap();
+    for (kind, probe) in sidecar.workload.probes() {
+        assert!(sidecar.passes(&contents, &probe).await, "{kind}");
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&process.child), rustix::process::Signal::TERM)
+        .unwrap();
+    process.output.ended().await.unwrap();
+    assert!(process.child.wait().unwrap().success(), "{:#?}", process.output.lines());
+}
+
+/// The socket lets in whom the pod's group and the configured user say, and nobody else.
+async fn the_application_signs(sidecar: &Pod, manager: &Pod) {
+    let socket = format!("unix:{}", sidecar.root.path("/run/jwksd/signer.sock").display());
+    let sign = |audience: &str| -> Vec<String> {
+        ["sign", "default", "--sub", "alice", "--aud", audience, "--server", &socket].map(str::to_owned).to_vec()
+    };
+    let good = sign("https://api.example.com");
+    let ready = async || sidecar.command_as(APPLICATION, true, &good).output().unwrap().status.success().then_some(());
+    eventually("the sidecar to sign", PATIENCE, ready).await;
+    let token = succeeds(sidecar.command_as(APPLICATION, true, &good));
+    let jwks = manager.url("public", "/.well-known/jwks.json");
+    let verify = [
+        "verify",
+        token.trim(),
+        "--jwks",
+        &jwks,
+        "--iss",
+        "https://auth.example.com",
+        "--aud",
+        "https://api.example.com",
+    ];
+    succeeds(sidecar.command_as(APPLICATION, true, &verify.map(str::to_owned)));
+    for (user, in_group, arguments, code) in [
+        (APPLICATION, false, &good, 4),
+        (APPLICATION + 1, true, &good, 3),
+        (APPLICATION, true, &sign("https://other.example.com"), 3),
+    ] {
+        let output = sidecar.command_as(user, in_group, arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{user} {in_group} {arguments:?}: {output:?}");
+    }
+}
+
+/// What the Ingress lets through is there; what other listeners have is not at this one.
+async fn only_public_paths_are_answered(manager: &Pod, documents: &[Value]) {
+    let client = http_client().timeout(Duration::from_secs(10)).build().unwrap();
+    let status = async |path: &str| client.get(manager.url("public", path)).send().await.unwrap().status().as_u16();
+    let mut asked = 0;
+    for rule in items(&of_kind(documents, "Ingress")[0]["spec"]["rules"]) {
+        for path in items(&rule["http"]["paths"]) {
+            assert_eq!(status(&text(&path["path"])).await, 200, "{path}");
+            asked += 1;
+        }
+    }
+    assert_eq!(asked, 3);
+    for path in ["/v1/keysets", "/metrics", "/readyz", "/v1/records"] {
+        assert_eq!(status(path).await, 404, "{path}");
+    }
+}
+
+/// A copy that other users can reach, wherever the build folder is.
+fn binary_for_everybody() -> (tempfile::TempDir, PathBuf) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.path().join("jwksd");
+    std::fs::copy(env!("CARGO_BIN_EXE_jwksd"), &binary).unwrap();
+    (folder, binary)
+}
+
+fn succeeds(mut command: Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert!(status.success(), "{command:?}: {status}\n{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
