@@ -441,6 +441,14 @@ async fn init_is_idempotent_and_reseal_moves_to_a_new_seal() {
     assert_eq!(std::fs::read(folder.path().join("seal.key")).unwrap(), seal);
     assert_eq!(std::fs::read(folder.path().join("admin.token")).unwrap(), token);
 
+    // An empty store beside a seal key was lost, unless somebody says that the key was there first.
+    std::fs::remove_dir_all(folder.path().join("keyrings")).unwrap();
+    let lost = alone(&folder, &["init"]).await;
+    assert!(lost.code == 1 && lost.err.contains("the store was lost"), "{lost:?}");
+    let made = alone(&folder, &["init", "--existing-seal"]).await;
+    assert!(made.code == 0 && made.out.contains("keyrings") && !made.out.contains("seal.key"), "{made:?}");
+    assert_eq!(std::fs::read(folder.path().join("seal.key")).unwrap(), seal);
+
     // A keyset with keys, resealed under a new seal key, is the same keyset without the former one.
     let mut daemon = Daemon::builder().tables(TABLES).start().await;
     let kid = daemon.sign("default", json!({ "claims": { "sub": "a", "aud": "b" } })).await.kid;

@@ -93,7 +93,11 @@ enum Command {
         demo: bool,
     },
     /// Make the store, the seal key and missing admin tokens
-    Init,
+    Init {
+        /// Make a file store for a seal key that is there already: one that was handed out first, not that of a lost store
+        #[arg(long)]
+        existing_seal: bool,
+    },
     /// Validate the configuration; print the derived timing and warnings
     Check,
     /// Show keysets and their keys
@@ -323,7 +327,7 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         Command::Serve { demo: false } => daemon::serve(&global),
         Command::Serve { demo: true } => demo::serve(),
-        Command::Init => daemon::init(&global),
+        Command::Init { existing_seal } => daemon::init(&global, existing_seal),
         Command::Reseal => daemon::reseal(&global),
         Command::Migrate(args) => migrate::migrate(&global, &args),
         Command::Recover(args) => recover::recover(&global, args),
@@ -376,7 +380,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
             keysets::healthcheck(global, asked).await
         }
         Command::Serve { .. }
-        | Command::Init
+        | Command::Init { .. }
         | Command::Reseal
         | Command::Migrate(_)
         | Command::Recover(_)

@@ -169,10 +169,13 @@ fn assert_public(documents: &[Value], service: &str, port: Option<u64>) {
     assert!(port.is_none_or(|port| led["port"] == port), "{service} has no port {port:?}");
 }
 
-/// The one workload whose pods have these labels.
+/// The one workload whose pods have these labels: what serves there.
 fn selected<'a>(selector: &Value, workloads: &'a [Workload]) -> &'a Workload {
-    let found: Vec<&Workload> = workloads.iter().filter(|workload| matches(selector, &workload.labels)).collect();
+    let labelled: Vec<&Workload> = workloads.iter().filter(|workload| matches(selector, &workload.labels)).collect();
+    let (found, others): (Vec<&Workload>, Vec<&Workload>) =
+        labelled.into_iter().partition(|workload| workload.is_served());
     assert_eq!(found.len(), 1, "{selector} selects {:?}", found.iter().map(|w| &w.name).collect::<Vec<_>>());
+    assert!(others.iter().all(|other| other.name == found[0].name), "{selector} selects other pods too");
     found[0]
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::render::{kustomized, parsed};
+use crate::render::{kustomized, manifests, parsed};
 use crate::support::ports::ReservedPort;
 use crate::support::postgres::PostgresServer;
 use crate::support::{PATIENCE, Process, eventually, http_client};
@@ -135,6 +135,35 @@ async fn what_is_rendered_publishes_and_signs() {
         .unwrap();
     process.output.ended().await.unwrap();
     assert!(process.child.wait().unwrap().success(), "{:#?}", process.output.lines());
+}
+
+/// With a seal key that was handed out first, the volume is initialised by the pod's init container.
+#[tokio::test]
+async fn one_process_with_a_file_store_serves_applications() {
+    assert!(rustix::process::geteuid().is_root(), "this test takes other users' part: run it as root");
+    let contents = Contents::any();
+    let (_folder, binary) = binary_for_everybody();
+    let mut workloads = Workload::all(&manifests("file", &[]));
+    let daemon = workloads.iter().position(Workload::is_served).expect("a Deployment");
+    let daemon = Pod::new(workloads.remove(daemon), &contents, &binary);
+    let init = daemon.root.arguments(&workloads[0].arguments());
+    let made = succeeds(daemon.command_as(DAEMON, true, &init));
+    assert!(made.contains("keyrings") && made.contains("operator.token") && !made.contains("seal"), "{made}");
+    let running = daemon.serve(&contents);
+    daemon.pass_all_probes(&contents, &running).await;
+    succeeds(daemon.command(&contents, &["status".to_owned()]));
+    let server = format!("https://127.0.0.1:{}", daemon.port("signer"));
+    let sign = |token: &str| {
+        let (token, ca) = (daemon.root.path(token), daemon.root.path("/run/secrets/jwksd/tls/tls.crt"));
+        let mut words =
+            vec!["sign", "default", "--sub", "alice", "--aud", "https://api.example.com", "--server", &server];
+        let files = [token.display().to_string(), ca.display().to_string()];
+        words.extend(["--token-file", &files[0], "--ca-file", &files[1]]);
+        daemon.command_as(DAEMON, true, &words.into_iter().map(str::to_owned).collect::<Vec<_>>()).output().unwrap()
+    };
+    let signed = sign("/run/secrets/jwksd/clients/orders.token");
+    assert!(signed.status.success(), "{signed:?}");
+    assert_eq!(sign("/var/lib/jwksd/operator.token").status.code(), Some(3), "an operator's token is no client's");
 }
 
 /// The socket lets in whom the pod's group and the configured user say, and nobody else.

@@ -152,6 +152,9 @@
 {{- if and (eq $kind "file") (ne (int .block.replicas) 1) -}}
 {{- fail (printf "jwksd: manager.replicas is %d with a file store, which serves one process: set manager.replicas to 1, or use manager.config.store.kind: postgres" (int .block.replicas)) -}}
 {{- end -}}
+{{- if and (eq $kind "file") (ne $config.role "all") -}}
+{{- fail "jwksd: manager.config.role is manager with a file store, which only one process can use: set manager.config.role to all" -}}
+{{- end -}}
 {{- $volume := .block.persistence -}}
 {{- $own := or $volume.enabled $volume.existingClaim -}}
 {{- range .block.extraVolumeMounts -}}
@@ -174,9 +177,9 @@
 {{- if not (has "public" (include "jwksd.reachable" . | fromJsonArray)) -}}
 {{- fail "jwksd: manager.config.public.listen can be reached from the pod only, so nobody could fetch the keys: use 0.0.0.0:8620" -}}
 {{- end -}}
-{{- if .block.init.enabled -}}
-{{- if or (ne $kind "postgres") (not $config.store.url_file) -}}
-{{- fail "jwksd: manager.init is for manager.config.store.kind: postgres with url_file, in whose place it names the owner's" -}}
+{{- if and .block.init.enabled (eq $kind "postgres") -}}
+{{- if not $config.store.url_file -}}
+{{- fail "jwksd: manager.init needs manager.config.store.url_file, in whose place it names the owner's: with url_env run jwksd init yourself" -}}
 {{- end -}}
 {{- if not .block.init.ownerSecret -}}
 {{- fail "jwksd: manager.init.ownerSecret is missing: name a Secret with the database URL of jwksd_owner under the key url" -}}
@@ -207,7 +210,8 @@
 {{- if not (hasPrefix "unix:/run/jwksd/" ($signer.listen | default "")) -}}
 {{- fail "jwksd: sidecar.config.signer.listen has to be a socket in the folder that the application mounts, such as unix:/run/jwksd/signer.sock" -}}
 {{- end -}}
-{{- if not (regexMatch "^0?[0-7]?[0-7]?[0-7]?[67]$|^0?[0-7]*[67][0-7]$" ($signer.socket_mode | default "0600" | toString)) -}}
-{{- fail (printf "jwksd: sidecar.config.signer.socket_mode %q lets only the sidecar's own user in: use \"0660\", for the pod's fsGroup" ($signer.socket_mode | default "0600" | toString)) -}}
+{{- /* Connecting takes the right to write, of the group or of all others. */ -}}
+{{- if not (regexMatch "([2367][0-7]|[0-7][2367])$" ($signer.socket_mode | default "0600")) -}}
+{{- fail (printf "jwksd: sidecar.config.signer.socket_mode %q lets only the sidecar's own user in: use \"0660\", for the pod's fsGroup" ($signer.socket_mode | default "0600")) -}}
 {{- end -}}
 {{- end -}}

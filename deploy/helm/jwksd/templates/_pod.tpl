@@ -165,6 +165,22 @@ spec:
         fsGroupChangePolicy: OnRootMismatch
         seccompProfile:
           type: RuntimeDefault
+      {{- if and $file ($block.init | default dict).enabled }}
+      # Makes the store. Only for the first installation: while this is here a volume that got lost would become a new issuer.
+      initContainers:
+        - name: init
+          image: {{ include "jwksd.image" $root }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          command: [/usr/local/bin/jwksd, --config, /etc/jwksd/jwksd.json, init, --existing-seal]
+          env:
+            {{- include "jwksd.environment" . | nindent 12 }}
+          resources:
+            {{- toYaml $block.resources | nindent 12 }}
+          securityContext:
+            {{- include "jwksd.containerSecurityContext" . | nindent 12 }}
+          volumeMounts:
+            {{- include "jwksd.volumeMounts" . | nindent 12 }}
+      {{- end }}
       containers:
         - name: jwksd
           image: {{ include "jwksd.image" $root }}
