@@ -35,8 +35,12 @@ fn matrix() -> Vec<(String, Vec<Value>)> {
     let annotated = [r"manager.service.annotations.a\.example/b=c", r"ingress.annotations.a\.example/b=c"];
     all.push(("annotations".to_owned(), manifests("plain", &annotated)));
     all.push(("an application".to_owned(), render::application(&[])));
-    let sets =
-        ["jwksd.sidecar.readiness=true", "jwksd.sidecar.startWhenReadyToSign=true", "podSecurityContext.fsGroup=2000"];
+    let sets = [
+        "jwksd.sidecar.readiness=true",
+        "jwksd.sidecar.startWhenReadyToSign=true",
+        "podSecurityContext.fsGroup=2000",
+        "jwksd.sidecar.podMonitor.enabled=true",
+    ];
     all.push(("an application that is to be ready".to_owned(), render::application(&sets)));
     all.push(("deploy/kubernetes".to_owned(), parsed(&render::kustomized("deploy/kubernetes"))));
     all.push(("deploy/kustomize/example".to_owned(), parsed(&render::kustomized("deploy/kustomize/example"))));

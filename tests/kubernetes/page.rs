@@ -51,8 +51,10 @@ fn its_values_render_and_its_commands_run() {
         match (language, text.lines().next().and_then(|line| line.strip_prefix("# "))) {
             ("yaml", Some(name)) if name != "Chart.yaml" => std::fs::write(folder.path().join(name), text).unwrap(),
             ("sh", _) => {
+                // Each line is a shell of its own here, and what the first one sets holds for the others.
+                let umask = text.lines().next().filter(|line| line.starts_with("umask ")).unwrap_or_default();
                 for line in text.lines() {
-                    rendered += usize::from(run(line, folder.path()));
+                    rendered += usize::from(run(umask, line, folder.path()));
                 }
             }
             _ => {}
@@ -65,10 +67,10 @@ fn its_values_render_and_its_commands_run() {
 }
 
 /// Whether it rendered workloads, which are then true.
-fn run(line: &str, folder: &Path) -> bool {
+fn run(umask: &str, line: &str, folder: &Path) -> bool {
     let mut bash = Command::new("bash");
     bash.arg("-c")
-        .arg(format!("{WITHOUT_CLUSTER}{line}"))
+        .arg(format!("{WITHOUT_CLUSTER}{umask}\n{line}"))
         .current_dir(folder)
         .env("HELM", helm())
         .env("KUBECTL", kubectl());

@@ -69,7 +69,7 @@
 {{- fail (printf "jwksd: %s.%s listens on %s without TLS: set tls.cert_file and tls.key_file to files of a Secret that exists, of cert-manager for example (%s.secrets.tls.existingSecret; then /run/secrets/jwksd/tls/tls.crt and tls.key), for the name %s.%s.svc; or listen on unix:/run/jwksd/%s.sock" $at $name $listener.listen $component.name (include "jwksd.serviceName" (dict "of" $component "listener" $name)) $component.root.Release.Namespace $name) -}}
 {{- end -}}
 {{- $who := ternary "token" "client" (eq $name "admin") -}}
-{{- if not (get $listener $who) -}}
+{{- if not (or $listener.token $listener.client) -}}
 {{- fail (printf "jwksd: %s.%s listens on %s without %s: whoever reaches it could use it. Add %s.%s.NAME with %s, a file of a Secret that exists (%s.secrets)" $at $name $listener.listen (ternary "tokens" "clients" (eq $name "admin")) $name $who (ternary "role and file" "token_file" (eq $name "admin")) $component.name) -}}
 {{- end -}}
 {{- end -}}
