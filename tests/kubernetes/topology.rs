@@ -1,6 +1,6 @@
 //! The plain manifests' managers and the Kustomize example's sidecar as real processes: users, groups, modes and files as
-//! kubelets make them, configurations, command lines and probes as rendered. What a cluster would add is replaced: the
-//! addresses by ports of this machine, the names of Services by loopback, AWS KMS by the managers' file seal.
+//! kubelets make them, configurations, command lines and probes as rendered. What a cluster would add is replaced: addresses
+//! by ports of this machine, names of Services by loopback, AWS KMS by LocalStack, roles by credentials in the environment.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::render::{kustomized, manifests, parsed};
+use crate::support::localstack::{Account, LocalStack, REGION};
 use crate::support::ports::ReservedPort;
 use crate::support::postgres::PostgresServer;
 use crate::support::{PATIENCE, Process, eventually, http_client};
@@ -24,6 +25,31 @@ struct Pod {
     root: Root,
     binary: PathBuf,
     ports: Vec<(String, ReservedPort)>,
+}
+
+/// A key in an AWS account of this test's own.
+struct Seal {
+    account: Account,
+    arn: String,
+}
+
+impl Seal {
+    async fn new() -> Self {
+        let account = LocalStack::shared().await.account();
+        let made = account.client.create_key().send().await.unwrap();
+        let arn = made.key_metadata().and_then(|key| key.arn()).expect("a key has one").to_owned();
+        Seal { account, arn }
+    }
+
+    /// Makes it the seal of a workload, which reaches AWS KMS at `endpoint`.
+    fn seals(&self, workload: &mut Workload, endpoint: &str) {
+        workload.config["seal"] = json!({ "kind": "aws-kms", "key_id": self.arn });
+        workload.config["backend"] = json!({ "aws-kms": { "region": REGION, "endpoint_url": endpoint } });
+        let variables = workload.container["env"].as_array_mut().expect("it has some");
+        for (name, value) in self.account.environment() {
+            variables.push(json!({ "name": name, "value": value }));
+        }
+    }
 }
 
 impl Pod {
@@ -102,8 +128,10 @@ async fn what_is_rendered_publishes_and_signs() {
     let contents = Contents::with_urls(roles.manager, roles.owner);
     let (_folder, binary) = binary_for_everybody();
     let documents = parsed(&kustomized("deploy/kubernetes"));
+    let seal = Seal::new().await;
 
     let mut managers = Workload::all(&documents);
+    managers.iter_mut().for_each(|workload| seal.seals(workload, &seal.account.endpoint));
     let served = managers.iter().position(Workload::is_served).expect("a Deployment");
     let manager = Pod::new(managers.remove(served), &contents, &binary);
     let init = Pod::new(managers.remove(0), &contents, &binary);
@@ -113,12 +141,13 @@ async fn what_is_rendered_publishes_and_signs() {
     manager.pass_all_probes(&contents, &running).await;
     let status = succeeds(manager.command(&contents, &["status".to_owned()]));
     assert!(status.contains("default") && status.contains("active"), "{status}");
+    succeeds(manager.command(&contents, &["check".to_owned()]));
     only_public_paths_are_answered(&manager, &documents).await;
 
-    let example = parsed(&kustomized("deploy/kustomize/example"));
-    let mut workload = Workload::all(&example).remove(0);
-    workload.config["store"]["urls"] = json!([format!("https://127.0.0.1:{}", manager.port("replication"))]);
-    workload.config["seal"] = json!({ "kind": "file", "path": "/run/secrets/jwksd/replication/seal.key" });
+    a_seal_that_is_away_keeps_no_application_from_starting(&manager, &seal, &contents, &binary).await;
+
+    let mut workload = sidecar_of(&manager);
+    seal.seals(&mut workload, &seal.account.endpoint);
     let sidecar = Pod::new(workload, &contents, &binary);
     let mut process = sidecar.serve(&contents);
     sidecar.pass_all_probes(&contents, &process).await;
@@ -164,6 +193,36 @@ async fn one_process_with_a_file_store_serves_applications() {
     let signed = sign("/run/secrets/jwksd/clients/orders.token");
     assert!(signed.status.success(), "{signed:?}");
     assert_eq!(sign("/var/lib/jwksd/operator.token").status.code(), Some(3), "an operator's token is no client's");
+}
+
+/// The example's, with the manager's address.
+fn sidecar_of(manager: &Pod) -> Workload {
+    let mut workload = Workload::all(&parsed(&kustomized("deploy/kustomize/example"))).remove(0);
+    workload.config["store"]["urls"] = json!([format!("https://127.0.0.1:{}", manager.port("replication"))]);
+    workload
+}
+
+/// An application waits for the sidecar's startup probe, and is restarted and taken out of its Service by no other: both pass
+/// while AWS KMS, which holds the seal, cannot be reached, and only signing waits for it.
+async fn a_seal_that_is_away_keeps_no_application_from_starting(
+    manager: &Pod,
+    seal: &Seal,
+    contents: &Contents,
+    binary: &Path,
+) {
+    let nobody = ReservedPort::any();
+    let mut workload = sidecar_of(manager);
+    assert_eq!(workload.config["seal"]["kind"], "aws-kms");
+    seal.seals(&mut workload, &format!("http://127.0.0.1:{}", nobody.number()));
+    let sidecar = Pod::new(workload, contents, binary);
+    let process = sidecar.serve(contents);
+    assert_eq!(sidecar.workload.probes().len(), 2);
+    sidecar.pass_all_probes(contents, &process).await;
+    let own = format!("http://127.0.0.1:{}", sidecar.port("ops"));
+    let ready = ["healthcheck", "--sign", "--server", &own].map(str::to_owned);
+    let output = sidecar.command(contents, &ready).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the seal has not been opened yet"), "{output:?}");
 }
 
 /// The socket lets in whom the pod's group and the configured user say, and nobody else.
