@@ -60,6 +60,7 @@ fn assert_true(documents: &[Value]) {
     let contents = Contents::any();
     let workloads = Workload::all(documents);
     assert!(!workloads.is_empty(), "no container runs jwksd");
+    assert!(of_kind(documents, "Secret").is_empty(), "Secrets exist before");
     for workload in &workloads {
         workload.assert_confined();
         workload.assert_mounts_cover_the_configuration();
@@ -347,6 +348,23 @@ fn pods_restart_for_what_only_a_start_reads() {
         restarts += usize::from(restarted);
     }
     assert!(restarts > 8 && restarts < cases.len() - 8, "{restarts} of {}", cases.len());
+}
+
+/// An API server refuses a change of a Job: what would change it has to make another one.
+#[test]
+fn a_job_that_differs_is_another_job() {
+    let job = |sets: &[&str]| of_kind(&manifests("plain", sets), "Job")[0].clone();
+    let before = job(&[]);
+    let changes = [
+        "image.tag=1.0.1",
+        "manager.resources.limits.memory=1Gi",
+        "manager.nodeSelector.disk=ssd",
+        "manager.init.ownerSecret=other",
+    ];
+    for set in changes {
+        assert_ne!(job(&[set])["metadata"]["name"], before["metadata"]["name"], "{set}");
+    }
+    assert_eq!(job(&["manager.config.keyset.default.tokens.max_ttl=5m", "manager.replicas=3"]), before);
 }
 
 fn json_of(config_map: &Value) -> Value {

@@ -242,3 +242,58 @@ spec:
         {{- end }}
         {{- end }}
 {{- end -}}
+
+{{/* The pod that runs `jwksd init` as the database's owner. */}}
+{{- define "jwksd.initPod" -}}
+metadata:
+  labels:
+    {{- include "jwksd.selectorLabels" (dict "root" .root "name" "init") | nindent 4 }}
+spec:
+  restartPolicy: OnFailure
+  serviceAccountName: {{ include "jwksd.serviceAccountName" . }}
+  automountServiceAccountToken: {{ .block.serviceAccount.automountToken }}
+  enableServiceLinks: false
+  {{- with .root.Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    fsGroup: 65532
+    fsGroupChangePolicy: OnRootMismatch
+    seccompProfile:
+      type: RuntimeDefault
+  containers:
+    - name: init
+      image: {{ include "jwksd.image" .root }}
+      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      command: [/usr/local/bin/jwksd, --config, /etc/jwksd/jwksd.json, init]
+      env:
+        {{- include "jwksd.environment" . | nindent 8 }}
+        # The owner's instead of the manager's.
+        - name: JWKSD__STORE__URL_FILE
+          value: /run/secrets/jwksd-owner/url
+      resources:
+        {{- toYaml .block.resources | nindent 8 }}
+      securityContext:
+        {{- include "jwksd.containerSecurityContext" . | nindent 8 }}
+      volumeMounts:
+        {{- include "jwksd.volumeMounts" . | nindent 8 }}
+        - name: owner
+          mountPath: /run/secrets/jwksd-owner
+          readOnly: true
+  volumes:
+    {{- include "jwksd.volumes" . | nindent 4 }}
+    - name: owner
+      secret:
+        secretName: {{ .block.init.ownerSecret }}
+        defaultMode: 0440
+  {{- with .block.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .block.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
