@@ -156,11 +156,14 @@ fn announce(made: Vec<String>) {
 }
 
 /// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
-pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
+///
+/// A seal key beside an empty file store speaks for a store that was lost, unless `existing_seal` says that it was there
+/// first.
+pub async fn initialise(config: &Config, existing_seal: bool, now: Timestamp) -> Result<Initialised, AppError> {
     let raw = RawStore::create(config, &process_environment()).await?;
     let evidence = match seal_evidence(config)? {
         // A seal that all replicas share is handed out before the store is made: its file says nothing of a lost store.
-        SealEvidence::Exists if raw.is_shared() => SealEvidence::Unknown,
+        SealEvidence::Exists if raw.is_shared() || existing_seal => SealEvidence::Unknown,
         evidence => evidence,
     };
     let store = raw.store;

@@ -59,10 +59,10 @@ pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
     Ok(())
 }
 
-pub(super) fn init(global: &Global) -> Outcome {
+pub(super) fn init(global: &Global, existing_seal: bool) -> Outcome {
     let loaded = read(&global.source())?;
     super::in_runtime(async {
-        let done = initialise(&loaded.config, system_now()).await.map_err(failed)?;
+        let done = initialise(&loaded.config, existing_seal, system_now()).await.map_err(failed)?;
         match global.output {
             Output::Json => println!("{:#}", serde_json::json!({ "made": done.made, "already": done.already })),
             Output::Text if done.already => println!("already initialised"),

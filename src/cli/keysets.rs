@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::client::{Client, Which, fetch};
 use super::print::{json_text, plain};
 use super::render::{self, str_of};
-use super::{Action, Failure, Global, Outcome, Output, Unasked, time_or_duration};
+use super::{Action, Failure, Global, Health, Outcome, Output, Unasked, time_or_duration};
 use crate::app::system_now;
 use crate::keyring::jwk::parse_jwks;
 use crate::keyring::time::{Span, Timestamp};
@@ -275,14 +275,18 @@ async fn sources(global: &Global, arguments: &ImportArgs) -> Result<Vec<(&'stati
     Ok(keys.map(|key| ("public_key", Zeroizing::new(key.to_string()))).collect())
 }
 
-pub(super) async fn healthcheck(global: &Global, sign: bool) -> Outcome {
+pub(super) async fn healthcheck(global: &Global, asked: Health) -> Outcome {
     let ops = Client::new(global, Which::Ops)?;
-    let path = if sign { "/readyz/sign" } else { "/readyz" };
+    let (path, is) = match asked {
+        Health::Alive => ("/livez", "alive"),
+        Health::ReadyToPublish => ("/readyz", "ready"),
+        Health::ReadyToSign => ("/readyz/sign", "ready"),
+    };
     match ops.try_send(Method::GET, path, None).await? {
         Ok(answer) => {
             match global.output {
                 Output::Json => print_json(&answer),
-                Output::Text => println!("ready"),
+                Output::Text => println!("{is}"),
             }
             Ok(())
         }

@@ -97,7 +97,11 @@ enum Command {
         demo: bool,
     },
     /// Make the store, the seal key and missing admin tokens
-    Init,
+    Init {
+        /// Make a file store for a seal key that is there already: one that was handed out first, not that of a lost store
+        #[arg(long)]
+        existing_seal: bool,
+    },
     /// Validate the configuration; print the derived timing and warnings
     Check,
     /// Show keysets and their keys
@@ -237,6 +241,9 @@ enum Command {
         /// To sign, not only to publish
         #[arg(long)]
         sign: bool,
+        /// Only whether it is alive: for probes that restart it
+        #[arg(long, conflicts_with = "sign")]
+        live: bool,
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
@@ -286,6 +293,14 @@ struct Action {
     yes: bool,
 }
 
+/// What a health check asks for.
+#[derive(Clone, Copy)]
+enum Health {
+    Alive,
+    ReadyToPublish,
+    ReadyToSign,
+}
+
 /// Why a command failed, by exit code (DESIGN §9).
 #[derive(Debug)]
 enum Failure {
@@ -330,7 +345,7 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         Command::Serve { demo: false } => daemon::serve(&global),
         Command::Serve { demo: true } => demo::serve(),
-        Command::Init => daemon::init(&global),
+        Command::Init { existing_seal } => daemon::init(&global, existing_seal),
         Command::Reseal => daemon::reseal(&global),
         Command::Migrate(args) => migrate::migrate(&global, &args),
         Command::Recover(args) => recover::recover(&global, args),
@@ -375,9 +390,16 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         }
         Command::Verify { token, jwks, iss, aud } => tokens::verify(global, &token, jwks, iss, aud).await,
         Command::Diff { url, issuer } => tokens::diff(global, &url, issuer).await,
-        Command::Healthcheck { sign } => keysets::healthcheck(global, sign).await,
+        Command::Healthcheck { sign, live } => {
+            let asked = match (live, sign) {
+                (true, _) => Health::Alive,
+                (false, true) => Health::ReadyToSign,
+                (false, false) => Health::ReadyToPublish,
+            };
+            keysets::healthcheck(global, asked).await
+        }
         Command::Serve { .. }
-        | Command::Init
+        | Command::Init { .. }
         | Command::Reseal
         | Command::Migrate(_)
         | Command::Recover(_)

@@ -27,6 +27,19 @@ pub fn localstack() -> PathBuf {
     tool("JWKSD_TEST_LOCALSTACK", "localstack/bin/python")
 }
 
+pub fn helm() -> PathBuf {
+    tool("JWKSD_TEST_HELM", "kubernetes/bin/helm")
+}
+
+pub fn kubectl() -> PathBuf {
+    tool("JWKSD_TEST_KUBECTL", "kubernetes/bin/kubectl")
+}
+
+/// Python with the packages of `tests/kubernetes/requirements.txt`.
+pub fn kubernetes_python() -> PathBuf {
+    tool("JWKSD_TEST_KUBERNETES_PYTHON", "kubernetes/venv/bin/python")
+}
+
 pub fn go() -> PathBuf {
     tool("JWKSD_TEST_GO", "/usr/bin/go")
 }
