@@ -122,6 +122,7 @@ tables! {
         listen: String,
         socket_mode: String,
         tls: Tls,
+        page: bool,
         token: Named<AdminToken>,
     }
     AdminToken {

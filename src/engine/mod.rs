@@ -6,7 +6,7 @@ mod disabled;
 mod following;
 pub mod heartbeat;
 pub mod placing;
-mod presence;
+pub mod presence;
 pub mod probes;
 mod publish;
 mod reconcile;
