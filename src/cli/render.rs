@@ -197,7 +197,10 @@ pub(super) fn replicas(list: &Value, now: Timestamp, colour: bool) -> String {
     let paint = Paint { on: colour };
     let mut text = format!(
         "{}\n",
-        paint.dim(&format!(" {:<28}  {:<8}  {:<9}  {:<6}  {:<10}  SHOWS", "REPLICA", "ROLE", "PUBLISHES", "SEEN", "STANDING"))
+        paint.dim(&format!(
+            " {:<28}  {:<8}  {:<9}  {:<6}  {:<10}  SHOWS",
+            "REPLICA", "ROLE", "PUBLISHES", "SEEN", "STANDING"
+        ))
     );
     for replica in list["replicas"].as_array().into_iter().flatten() {
         let keysets: Vec<&Value> = replica["keysets"].as_array().into_iter().flatten().collect();

@@ -29,7 +29,8 @@ pub(super) fn plan(global: &Global, keyset: Option<&str>, span: Option<&str>, fr
         return Err(Failure::Usage(errors.join("\njwksd: ")));
     }
     if loaded.config.role == ProcessRole::Signer {
-        let message = "a signer's keysets and their timing are those that managers stored: plan a manager's configuration";
+        let message =
+            "a signer's keysets and their timing are those that managers stored: plan a manager's configuration";
         return Err(Failure::Usage(message.to_owned()));
     }
     let start = from.map_or(Ok(system_now()), |from| time_or_duration(from, system_now()))?;
@@ -184,7 +185,7 @@ impl Scale {
     /// Dates or times at round moments (UTC), as many as fit.
     fn axis(&self) -> String {
         let span = self.until - self.from;
-        let most = i64::try_from(self.columns / 13).unwrap_or(1).max(1);
+        let most = i64::try_from(self.columns / 10).unwrap_or(1).max(1);
         let step = STEPS.iter().map(|seconds| seconds * 1000).find(|step| span / step <= most).unwrap_or(span);
         let mut line = vec![' '; LABEL + self.columns];
         let mut free = 0;

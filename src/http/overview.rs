@@ -149,8 +149,7 @@ pub(super) async fn replicas(State(state): State<AdminState>) -> Result<Response
     let own = seen(&known.own, Span::ZERO, true);
     let others = known.others.iter().map(|other| seen(&other.report, other.age, false));
     let replicas = std::iter::once(own).chain(others).collect();
-    let list =
-        ReplicaList { complete: known.complete, waited_for_seconds: known.waited_for.as_secs(), replicas };
+    let list = ReplicaList { complete: known.complete, waited_for_seconds: known.waited_for.as_secs(), replicas };
     Ok(Json(list).into_response())
 }
 

@@ -86,9 +86,21 @@ mod tests {
     fn the_page_makes_no_markup_of_text_and_keeps_nothing() {
         let Page { document, .. } = Page::assemble();
         for banned in [
-            "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "localStorage",
-            "sessionStorage", "document.cookie", "indexedDB", "history.pushState", "location.hash", "javascript:",
-            "http://", "https://",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "localStorage",
+            "sessionStorage",
+            "document.cookie",
+            "indexedDB",
+            "history.pushState",
+            "location.hash",
+            "javascript:",
+            "http://",
+            "https://",
         ] {
             let found = document.replace("http://www.w3.org/", "").replace("xmlns='http:", "").contains(banned);
             assert!(!found, "{banned}");

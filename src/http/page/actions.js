@@ -52,11 +52,11 @@ function openAction(kind, target) {
     answer,
     h("div", { class: "buttons" }, cancel, go),
   );
-  const opener = document.activeElement;
+  const opener = `${target.keyset}/${kind}${target.key ? `/${target.key.serial}` : ""}`;
   dialog.onclose = () => {
     state.closed = true;
     dialog.replaceChildren();
-    const again = opener && opener.dataset.focus && document.querySelector(`[data-focus="${CSS.escape(opener.dataset.focus)}"]`);
+    const again = [...document.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === opener);
     if (again) again.focus();
   };
   dialog.showModal();

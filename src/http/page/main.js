@@ -60,6 +60,7 @@ async function logIn(event) {
   session = { me: answer.body, audit: [], cursor: null };
   const may = mayChange(session.me) ? "" : session.me.role === "viewer" ? " (a viewer: sees everything, changes nothing)" : " (a signer changes nothing: ask a manager)";
   $("who").textContent = `${session.me.name}, ${session.me.role}${may}`;
+  renew($("legend"), legend());
   $("login").hidden = true;
   $("overview").hidden = false;
   $("forget").hidden = false;

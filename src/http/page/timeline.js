@@ -13,7 +13,8 @@ function drawTimeline(host, timeline) {
   const from = Date.parse(timeline.from) + shift;
   const until = Date.parse(timeline.until) + shift;
   const x = (at) => left + ((Math.min(Math.max(at, from), until) - from) / (until - from || 1)) * (width - left - 1);
-  const lanes = timeline.keys.filter((lane) => lane.phases.some((phase) => Date.parse(phase.from) < until));
+  const edge = until - (until - from) / 100;
+  const lanes = timeline.keys.filter((lane) => lane.phases.some((phase) => Date.parse(phase.from) < edge));
   const height = AXIS + lanes.length * LANE + 4;
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": inWords(timeline) });
   lanes.forEach((_, row) => {
@@ -54,7 +55,8 @@ function drawLane(lane, top, x, left, until) {
     }
     const middle = (x(begin) + x(end)) / 2;
     if (state === "active" && x(end) - x(begin) > 58) {
-      group.append(s("text", { class: "on-bar", x: middle, y: top + LANE / 2 + 4, "text-anchor": "middle" }, "active"));
+      const coming = middle > x(now()) ? " coming" : "";
+      group.append(s("text", { class: `on-bar${coming}`, x: middle, y: top + LANE / 2 + 4, "text-anchor": "middle" }, "active"));
     }
   }
   return group;

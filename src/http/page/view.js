@@ -31,7 +31,7 @@ function showKeysets(keysets, me) {
 function newCard(name) {
   const body = h("div", {});
   const picture = h("div", {});
-  const drawing = h("div", { class: "drawing" }, picture, legend());
+  const drawing = h("div", { class: "drawing" }, picture);
   const keys = h("div", {});
   const card = { element: h("section", { class: "card", "aria-label": `Keyset ${name}`, "data-keyset": name }, body, drawing, keys), body, picture, drawing, keys };
   cards.set(name, card);
@@ -99,7 +99,7 @@ function keyTable(keyset, me) {
     h("td", {}, String(key.serial)), h("td", {}, kidElement(key.kid)), h("td", { class: `state ${key.state}` }, key.state),
     h("td", {}, time(key.entered_at, "for")), h("td", { class: "wide" }, nextOf(key)),
     may ? h("td", { class: "end" }, revokeButton(keyset, key)) : null));
-  return h("table", { class: "stack" }, h("caption", { class: "unseen" }, `Keys of ${keyset.name}`), h("thead", {}, head), h("tbody", {}, ...rows));
+  return h("table", { class: "stack keys" }, h("caption", { class: "unseen" }, `Keys of ${keyset.name}`), h("thead", {}, head), h("tbody", {}, ...rows));
 }
 
 function revokeButton(keyset, key) {
