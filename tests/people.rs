@@ -6,7 +6,6 @@
 mod browser;
 #[path = "people/picture.rs"]
 mod picture;
-#[allow(dead_code, reason = "each test binary uses its own part of it")]
 mod support;
 #[path = "people/text.rs"]
 mod text;
@@ -86,6 +85,16 @@ async fn log_in(daemon: &Daemon, token: &str, width: u32) -> Browser {
     browser
 }
 
+/// Opens a dialog and waits for the answer of what would happen; looks again where the keyset moved on just then.
+async fn open(browser: &Browser, kind: &str, told: &str) {
+    browser.click(&button(kind)).await;
+    eventually(told, PATIENCE, async || {
+        browser.eval("document.querySelector('#dialog-again')?.click()").await;
+        browser.text("#dialog-answer").await.contains(told).then_some(())
+    })
+    .await;
+}
+
 async fn operator(daemon: &Daemon, width: u32) -> Browser {
     let browser = log_in(daemon, &operator_token(daemon), width).await;
     browser.shows(CARD, "ES256").await;
@@ -120,8 +129,7 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
 
     calm(&daemon, &browser).await;
     let before = keyset(&daemon).await;
-    browser.click(&button("rotate")).await;
-    browser.shows("#dialog-answer", "standby → active").await;
+    open(&browser, "rotate", "standby → active").await;
     browser.shows("#dialog-answer", "billing: sees the key by").await;
     assert_eq!(keyset(&daemon).await["generation"], before["generation"], "asking changes nothing");
     browser.type_text("a drill").await;
@@ -136,8 +144,7 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
     browser.until("document.activeElement.dataset.focus === 'default/rotate'").await;
 
     calm(&daemon, &browser).await;
-    browser.click(&button("hold")).await;
-    browser.shows("#dialog-answer", "until it is resumed").await;
+    open(&browser, "hold", "until it is resumed").await;
     browser.type_text(HOSTILE).await;
     browser.click("#dialog-confirm").await;
     browser.shows("#dialog-answer", "Done.").await;
@@ -145,8 +152,7 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
     browser.shows("[data-hold] q", HOSTILE).await;
     assert_eq!(keyset(&daemon).await["hold"]["reason"], HOSTILE);
     calm(&daemon, &browser).await;
-    browser.click(&button("resume")).await;
-    browser.shows("#dialog-answer", "will go on").await;
+    open(&browser, "resume", "will go on").await;
     browser.click("#dialog-confirm").await;
     browser.shows("#dialog-answer", "Done.").await;
     browser.click("#dialog-cancel").await;
@@ -155,8 +161,7 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
 
     calm(&daemon, &browser).await;
     let before = keyset(&daemon).await;
-    browser.click(&button("rollback")).await;
-    browser.shows("#dialog-answer", "retiring → active").await;
+    open(&browser, "rollback", "retiring → active").await;
     browser.click("#dialog-confirm").await;
     browser.shows("#dialog-answer", "Done.").await;
     browser.click("#dialog-cancel").await;
@@ -165,8 +170,7 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
 
     let revoked = serial_of(&back, "active");
     calm(&daemon, &browser).await;
-    browser.click(&button(&format!("revoke/{revoked}"))).await;
-    browser.shows("#dialog-answer", "Restart these verifiers: vault").await;
+    open(&browser, &format!("revoke/{revoked}"), "Restart these verifiers: vault").await;
     browser.shows("#dialog-answer", "Declared caches may accept the key until").await;
     browser.click("#dialog-confirm").await;
     browser.shows("#dialog-answer", "Done.").await;
@@ -183,8 +187,7 @@ async fn what_changed_meanwhile_is_told_and_nothing_is_done_until_it_was_looked_
     standby(&daemon).await;
     let browser = operator(&daemon, 1200).await;
     calm(&daemon, &browser).await;
-    browser.click(&button("rotate")).await;
-    browser.shows("#dialog-answer", "standby → active").await;
+    open(&browser, "rotate", "standby → active").await;
     daemon.admin(Method::PUT, "/keysets/default/hold", Some(json!({ "reason": "somebody else" }))).await;
     let before = keyset(&daemon).await;
     browser.click("#dialog-confirm").await;
@@ -203,8 +206,7 @@ async fn what_changed_meanwhile_is_told_and_nothing_is_done_until_it_was_looked_
 async fn a_refusal_is_told_in_the_daemons_words_and_only_an_operator_who_insists_goes_on() {
     let daemon = Daemon::builder().tables(&TABLES.replace("\"2s\"", "\"20m\"")).start().await;
     let browser = operator(&daemon, 1200).await;
-    browser.click(&button("rotate")).await;
-    browser.shows("#dialog-answer", "No standby key.").await;
+    open(&browser, "rotate", "No standby key.").await;
     browser.shows("#dialog-answer", "The next key is ready in ").await;
     assert_eq!(browser.eval("document.querySelector('#dialog-confirm').disabled").await, true);
     browser.click("#dialog-insist").await;
@@ -249,8 +251,7 @@ async fn it_fits_a_narrow_screen_and_says_when_the_daemon_is_gone() {
     browser.until("document.querySelectorAll('svg .bar').length > 0").await;
     browser.shows("#audit", "created").await;
     assert_eq!(browser.eval(fits).await, true);
-    browser.click(&button("revoke/1")).await;
-    browser.shows("#dialog-answer", "Restart these verifiers").await;
+    open(&browser, "revoke/1", "Restart these verifiers").await;
     assert_eq!(browser.eval(fits).await, true);
     browser.press("Escape").await;
     daemon.kill9().await;

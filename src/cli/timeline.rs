@@ -101,7 +101,10 @@ pub(super) fn draw(timeline: &Value, width: usize, colour: bool) -> String {
     for lane in timeline["keys"].as_array().into_iter().flatten() {
         let kid = lane["kid"].as_str().map_or("to come".to_owned(), |kid| short_kid(&plain(kid)));
         let label = format!(" {:>4}  {kid:<7}", lane["serial"]);
-        let _ = writeln!(text, "{label:<LABEL$}{}", scale.lane(lane, &paint));
+        let drawn = scale.lane(lane, &paint);
+        if !drawn.is_empty() {
+            let _ = writeln!(text, "{label:<LABEL$}{drawn}");
+        }
     }
     let legend: Vec<String> =
         MARKS.iter().map(|(state, mark)| format!("{} {state}", paint.state_as(state, &mark.to_string()))).collect();

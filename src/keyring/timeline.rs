@@ -134,13 +134,20 @@ impl Lane {
         self.phases.last().is_some_and(|last| last.state.is_published() || last.from >= from)
     }
 
+    /// What came at the same moment as what followed it, or is said to have come later, did not last.
     fn enter(&mut self, state: KeyState, at: Timestamp) {
-        match self.phases.last_mut() {
-            Some(last) if last.state == state => return,
-            Some(last) => last.until = Some(at),
-            None => {}
+        while self.phases.last().is_some_and(|last| last.from >= at && last.state != state) {
+            self.phases.pop();
         }
-        self.phases.push(Phase { state, from: at, until: None });
+        match self.phases.last_mut() {
+            Some(last) if last.state == state => last.until = None,
+            last => {
+                if let Some(last) = last {
+                    last.until = Some(at);
+                }
+                self.phases.push(Phase { state, from: at, until: None });
+            }
+        }
     }
 }
 
@@ -161,10 +168,6 @@ fn recorded(keyring: &Keyring, key: &Key) -> Lane {
         phases: Vec::with_capacity(marks.len()),
     };
     for (at, state) in marks {
-        // What came at the same moment, or is said to have come later than what followed it, did not last.
-        while lane.phases.last().is_some_and(|last| last.from >= at && last.state != state) {
-            lane.phases.pop();
-        }
         lane.enter(state, at);
     }
     lane

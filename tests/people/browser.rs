@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -121,11 +122,16 @@ impl Browser {
         eventually(script, PATIENCE, async || (self.eval(script).await == true).then_some(())).await;
     }
 
-    /// Waits until an element shows this text.
+    /// Waits until an element shows this text; fails with what it shows instead.
     pub async fn shows(&self, selector: &str, text: &str) {
-        let script =
-            format!("document.querySelector({})?.innerText.includes({}) === true", json!(selector), json!(text));
-        self.until(&script).await;
+        let shown = async {
+            while !self.text(selector).await.contains(text) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, shown).await.is_err() {
+            panic!("{selector} does not show {text:?}, but {:?}", self.text(selector).await);
+        }
     }
 
     /// Clicks on what can be clicked.

@@ -124,6 +124,9 @@ function refuse(state, answer) {
       `${state.target.keyset} is not any more what was shown here, so nothing was done. Look at what would happen now, and decide anew.`);
     parts.push(h("button", { type: "button", id: "dialog-again", "data-focus": "again", onclick: () => lookAfresh(state) }, "Look again"));
   }
+  if (answer.status === 0 || answer.status === 429 || answer.status >= 500) {
+    parts.push(h("button", { type: "button", id: "dialog-again", "data-focus": "again", onclick: () => look(state) }, "Look again"));
+  }
   if (answer.body && answer.body.next_standby_at) {
     parts.push(h("p", {}, "The next key is ready ", time(answer.body.next_standby_at, "in"), " (", time(answer.body.next_standby_at), ")."));
   }
@@ -138,6 +141,7 @@ async function lookAfresh(state) {
   if (state.closed) return;
   if (!answer.ok) return refuse(state, answer);
   state.generation = answer.body.generation;
+  state.reason.focus();
   refresh();
   look(state);
 }

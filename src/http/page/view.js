@@ -25,7 +25,7 @@ function showKeysets(keysets, me) {
     if (place !== card.element) $("keysets").insertBefore(card.element, place || null);
     updateCard(card, keyset, me);
   });
-  if (!keysets.length) renew($("keysets"), h("p", { class: "card" }, "There is no keyset: the configuration has none."));
+  $("none").hidden = keysets.length > 0;
 }
 
 function newCard(name) {
