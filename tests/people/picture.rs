@@ -178,6 +178,48 @@ async fn what_a_timeline_foresees_is_what_the_daemon_does_and_later_tells_of_it(
 }
 
 #[tokio::test]
+async fn a_timeline_tells_of_revoked_keys_and_foresees_nothing_while_the_clock_is_not_trusted() {
+    let world = World::at("2026-10-01T09:00:00Z").await;
+    world.pass(Span::DAY.times(10)).await;
+    world.command(Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None }, "a drill").await;
+    world.pass(Span::HOUR).await;
+    world.command(Intent::Rollback, "too early").await;
+    world.pass(Span::HOUR).await;
+    world.command(Intent::Revoke { serial: 1 }, "leaked").await;
+    world.command(Intent::Hold { until: None }, "until it is understood").await;
+    world.pass(Span::HOUR).await;
+    let window = Window { past: Span::DAY.times(20), ahead: Span::DAY.times(60) };
+    let told = world.timeline("default", window);
+    let now = world.clock.wall();
+    assert_eq!(state_at(&told, 1, now), Some(KeyState::Revoked), "{told:?}");
+    for (serial, state) in world.states("default") {
+        assert_eq!(state_at(&told, serial, now), Some(state), "key {serial}: {told:?}");
+    }
+    for lane in &told.keys {
+        assert!(
+            lane.phases.windows(2).all(|two| two[0].until == Some(two[1].from) && two[0].from < two[1].from),
+            "{lane:?}"
+        );
+        assert_eq!(lane.phases.last().and_then(|last| last.until), None, "{lane:?}");
+    }
+    assert!(told.rotations.is_empty() && !told.stands_still, "a hold without end: {told:?}");
+    // What ended before the window is nothing to see.
+    let later = world.timeline("default", Window { past: Span::MINUTE, ..window });
+    assert!(later.keys.iter().all(|lane| lane.serial != 1), "{later:?}");
+
+    world.command(Intent::Resume, "understood").await;
+    assert!(!world.timeline("default", window).rotations.is_empty());
+    world.clock.step_to(now + Span::DAY.times(400));
+    let frozen = world.timeline("default", window);
+    assert!(frozen.stands_still && frozen.rotations.is_empty(), "{frozen:?}");
+    assert!(frozen.keys.iter().all(|lane| lane.kid.is_some()), "no key is to come: {frozen:?}");
+
+    let known = world.engine.replicas(Span::HOUR).await.unwrap();
+    assert!(known.complete && known.others.is_empty() && known.own.publishes, "a store in memory has one user");
+    assert_eq!(known.own.replica, world.engine.replica());
+}
+
+#[tokio::test]
 async fn the_page_shows_months_as_in_the_picture_of_the_readme() {
     let world = World::at("2026-09-14T08:00:00Z").await;
     world.pass(Span::DAY.times(45)).await;
@@ -195,7 +237,7 @@ async fn the_page_shows_months_as_in_the_picture_of_the_readme() {
     let shutdown = CancellationToken::new();
     let served = tokio::spawn(bound.serve(router(state), ListenerOptions::new("admin"), shutdown.clone()));
 
-    let browser = Browser::open(&format!("http://{address}/"), 1180, 1060).await;
+    let browser = Browser::open(&format!("http://{address}/"), 1180, 975).await;
     browser.until("document.activeElement.id === 'token'").await;
     browser.type_text(TOKEN).await;
     browser.press("Enter").await;

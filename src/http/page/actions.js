@@ -30,6 +30,9 @@ const ACTIONS = {
 
 const HOLDS = [["", "until it is resumed"], ["1h", "1 hour"], ["4h", "4 hours"], ["24h", "1 day"], ["168h", "7 days"]];
 
+/// What the open dialog is about.
+let shown = null;
+
 /// Opens the dialog. `target` names the keyset, its generation as shown, and for a revocation the key.
 function openAction(kind, target) {
   const action = ACTIONS[kind];
@@ -53,7 +56,10 @@ function openAction(kind, target) {
     h("div", { class: "buttons" }, cancel, go),
   );
   const opener = `${target.keyset}/${kind}${target.key ? `/${target.key.serial}` : ""}`;
+  if (shown) shown.closed = true;
+  shown = state;
   dialog.onclose = () => {
+    if (dialog.open) return; // The event of the dialog before, which comes late.
     state.closed = true;
     dialog.replaceChildren();
     const again = [...document.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === opener);
