@@ -203,6 +203,29 @@ async fn what_changed_meanwhile_is_told_and_nothing_is_done_until_it_was_looked_
 }
 
 #[tokio::test]
+async fn a_request_without_an_answer_is_repeated_as_it_was() {
+    let mut daemon = start().await;
+    standby(&daemon).await;
+    let browser = operator(&daemon, 1200).await;
+    calm(&daemon, &browser).await;
+    open(&browser, "hold", "until it is resumed").await;
+    browser.type_text("a freeze").await;
+    daemon.kill9().await;
+    browser.click("#dialog-confirm").await;
+    browser.shows("#dialog-answer", "No answer came").await;
+    daemon.restart().await;
+    browser.click("#dialog-confirm").await;
+    browser.shows("#dialog-answer", "Done.").await;
+    assert_eq!(keyset(&daemon).await["hold"]["reason"], "a freeze");
+    // Had the first one been carried out, its key would have kept the second from being so.
+    let sent = browser.sent("/v1/keysets/default/hold");
+    let keys: Vec<&str> = sent.iter().filter_map(|request| request["Idempotency-Key"].as_str()).collect();
+    assert_eq!(keys.len(), 2, "{sent:?}");
+    assert_eq!(keys[0], keys[1]);
+    assert!(sent.iter().all(|request| request["If-Match"].is_string()), "{sent:?}");
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_in_the_daemons_words_and_only_an_operator_who_insists_goes_on() {
     let daemon = Daemon::builder().tables(&TABLES.replace("\"2s\"", "\"20m\"")).start().await;
     let browser = operator(&daemon, 1200).await;

@@ -13,6 +13,7 @@ use super::admin::{Actor, AdminState, bad_query};
 use super::openapi::ProblemBody;
 use super::problem::{Problem, ProblemType};
 use crate::engine::KeysetCell;
+use crate::keyring::name::Name;
 use crate::keyring::record::{Key, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::timeline::{AHEAD_MAX, Timeline, Window};
@@ -153,11 +154,7 @@ pub(super) async fn replicas(State(state): State<AdminState>) -> Result<Response
     Ok(Json(list).into_response())
 }
 
-fn shown(
-    cells: &[Arc<KeysetCell>],
-    generations: &BTreeMap<crate::keyring::name::Name, u64>,
-    everything: bool,
-) -> Vec<ShownView> {
+fn shown(cells: &[Arc<KeysetCell>], generations: &BTreeMap<Name, u64>, everything: bool) -> Vec<ShownView> {
     let view = |cell: &Arc<KeysetCell>| {
         let generation = generations.get(&cell.name).copied();
         let keyring = &cell.snapshot.load().keyring;

@@ -192,6 +192,15 @@ impl Browser {
         complaints
     }
 
+    /// The headers of all requests to a path.
+    pub fn sent(&self, path: &str) -> Vec<Value> {
+        let events = self.events.lock().unwrap();
+        let requests = events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        let requests = requests.map(|event| &event["params"]["request"]);
+        let to_it = requests.filter(|request| request["url"].as_str().is_some_and(|url| url.ends_with(path)));
+        to_it.map(|request| request["headers"].clone()).collect()
+    }
+
     /// Addresses that were asked for, but for the page's own data.
     pub fn asked(&self) -> Vec<String> {
         let events = self.events.lock().unwrap();

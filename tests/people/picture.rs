@@ -251,7 +251,7 @@ async fn the_page_shows_months_as_in_the_picture_of_the_readme() {
     browser.shows("[data-keyset=default]", "healthy").await;
     browser.shows("#audit", "quarterly drill").await;
     browser.eval("document.activeElement.blur()").await;
-    // With JWKSD_TEST_PICTURES=docs/images the README's picture is made anew.
+    // With JWKSD_TEST_PICTURES=FOLDER they stay: admin-page.png is the README's, the others are to look at.
     let folder = tempfile::TempDir::new().unwrap();
     let asked = std::env::var_os("JWKSD_TEST_PICTURES").map(std::path::PathBuf::from);
     let folder = asked.as_deref().unwrap_or(folder.path());
