@@ -319,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn replicas_that_lag_are_named_once_above_the_table() {
+        let key = |serial: u64| serde_json::json!({ "serial": serial, "kid": "k", "state": "standby", "missing_replicas": ["b/2", "a/1"] });
+        let value = serde_json::json!({ "name": "default", "generation": 1, "keys": [key(1), key(2)] });
+        let drawn = keyset(&value, Timestamp::EPOCH, false);
+        let line = drawn.lines().nth(1).unwrap_or_default();
+        assert_eq!(line, " ! replicas that lack a waiting key: a/1, b/2 (see jwksd replicas)");
+    }
+
+    #[test]
+    fn replicas_are_listed_with_what_they_lack() {
+        let replica = |name: &str, own: bool, live: bool, lacks: serde_json::Value| {
+            serde_json::json!({ "name": name, "own": own, "role": "all", "publishes": true, "live": live,
+                "last_seen_at": "2026-11-24T09:59:55Z", "keysets": [{ "keyset": "default", "generation": 7, "lacks": lacks }] })
+        };
+        let lacked = serde_json::json!([{ "serial": 9, "kid": "k" }]);
+        let list = serde_json::json!({ "complete": false, "replicas": [
+            replica("here/1", true, true, serde_json::json!([])), replica("there/2", false, true, lacked.clone()),
+            replica("gone/3", false, false, lacked)] });
+        let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
+        insta::assert_snapshot!(replicas(&list, now, false));
+    }
+
+    #[test]
     fn a_standby_key_that_may_not_sign_yet_says_when_it_may() {
         let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
         let key = |at: &str| serde_json::json!({ "state": "standby", "next": { "state": "active", "not_before": at, "waiting_for": [] } });
