@@ -228,7 +228,8 @@ impl App {
                 }
                 _ => {
                     let reload = reload::handle(reloader.clone());
-                    let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload };
+                    let page = config.admin.as_ref().is_some_and(|admin| admin.page);
+                    let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload, page };
                     guarded(crate::http::admin::router(state), &socket, tls.as_ref())
                 }
             };

@@ -889,6 +889,7 @@ fn what_needs_a_restart_is_named_and_what_does_not_is_not() {
         ("127.0.0.1:8620\"", "127.0.0.1:9620\"\ntls = { cert_file = \"c\", key_file = \"k\" }"),
         ("127.0.0.1:8621\"", "unix:/run/s.sock\"\nsocket_mode = \"0660\""),
         ("[ops]\nlisten = \"127.0.0.1:8623\"\n", ""),
+        ("127.0.0.1:8622\"", "127.0.0.1:8622\"\npage = false"),
         ("data/keyrings", "data/other"),
         ("\"data/seal.key\"", "\"data/new.key\"\nprevious.old.path = \"data/seal.key\""),
         ("[log]", "[log]\nformat = \"json\"\nlevel = \"debug\""),

@@ -26,6 +26,7 @@ mod notice;
 mod print;
 mod recover;
 mod render;
+mod timeline;
 mod tokens;
 
 use std::ffi::OsString;
@@ -104,6 +105,16 @@ enum Command {
     },
     /// Validate the configuration; print the derived timing and warnings
     Check,
+    /// Draw the rotations to come, from the configuration alone
+    Plan {
+        keyset: Option<String>,
+        /// How far ahead, such as 90d [default: the next two rotations]
+        #[arg(long = "for", value_name = "DURATION")]
+        span: Option<String>,
+        /// When the configuration is taken (RFC 3339, or a duration from now) [default: now]
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+    },
     /// Show keysets and their keys
     Status {
         keyset: Option<String>,
@@ -113,7 +124,12 @@ enum Command {
         /// Also list retired and revoked keys
         #[arg(long)]
         history: bool,
+        /// Also draw each keyset's keys over time: past, now and to come
+        #[arg(long)]
+        timeline: bool,
     },
+    /// List the replicas that share the store, and what they lack
+    Replicas,
     /// Promote the oldest standby key now
     Rotate {
         keyset: Option<String>,
@@ -350,6 +366,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Migrate(args) => migrate::migrate(&global, &args),
         Command::Recover(args) => recover::recover(&global, args),
         Command::Check => config::check(&global),
+        Command::Plan { keyset, span, from } => {
+            timeline::plan(&global, keyset.as_deref(), span.as_deref(), from.as_deref())
+        }
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -366,7 +385,10 @@ fn run(cli: Cli) -> Outcome {
 /// Commands that talk to a daemon.
 async fn remote(global: &Global, command: Command) -> Outcome {
     match command {
-        Command::Status { keyset, watch, history } => keysets::status(global, keyset.as_deref(), watch, history).await,
+        Command::Status { keyset, watch, history, timeline } => {
+            keysets::status(global, keyset.as_deref(), watch, history, timeline).await
+        }
+        Command::Replicas => keysets::replicas(global).await,
         Command::Rotate { keyset, allow_unpropagated, confirm_algorithm, action } => {
             keysets::rotate(global, keyset.as_deref(), allow_unpropagated, confirm_algorithm, &action).await
         }
@@ -405,6 +427,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         | Command::Recover(_)
         | Command::Check
         | Command::Notice { .. }
+        | Command::Plan { .. }
         | Command::Verifiers
         | Command::Completions { .. }
         | Command::Inspect { .. } => Err(Failure::Failed("this command needs no daemon".to_owned())),

@@ -151,6 +151,8 @@ pub struct Admin {
     pub listener: Listener,
     /// At least one.
     pub tokens: Vec<AdminToken>,
+    /// Whether the page for people is served.
+    pub page: bool,
 }
 
 /// A bearer token of the admin listener.

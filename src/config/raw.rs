@@ -123,6 +123,7 @@ tables! {
         listen: String,
         socket_mode: String,
         tls: Tls,
+        page: bool,
         token: Named<AdminToken>,
     }
     AdminToken {

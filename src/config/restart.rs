@@ -19,6 +19,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     for table in TABLES {
         compare(table, describe_listener(old, table), describe_listener(new, table));
     }
+    compare("admin.page", describe_page(old), describe_page(new));
     compare("store", describe_store(&old.store), describe_store(&new.store));
     compare("seal", old.seal.key.to_string(), new.seal.key.to_string());
     compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
@@ -52,6 +53,11 @@ fn describe_listener(config: &Config, table: &str) -> String {
         Address::Tcp(_) => format!("{}{tls}", listener.address),
         Address::Unix { mode, .. } => format!("{} (mode {mode:04o}){tls}", listener.address),
     }
+}
+
+/// Only where there is an admin listener to speak of.
+fn describe_page(config: &Config) -> String {
+    config.admin.as_ref().is_none_or(|admin| admin.page).to_string()
 }
 
 /// Everything about the store that only a start reads. The limits of a shared store are part of the policies.

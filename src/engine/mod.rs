@@ -10,7 +10,7 @@ pub mod heartbeat;
 mod liveness;
 pub mod notices;
 pub mod placing;
-mod presence;
+pub mod presence;
 pub mod probes;
 mod publish;
 mod reconcile;

@@ -8,8 +8,10 @@ use super::cell::KeysetCell;
 use super::snapshot::KeysetSnapshot;
 use crate::keyring::outlook::{Alarm, Outlook, outlook};
 use crate::keyring::plan::is_held;
+use crate::keyring::policy::Policy;
 use crate::keyring::record::{KeyState, Keyring};
 use crate::keyring::time::{Span, Timestamp};
+use crate::keyring::timeline::{Timeline, Window, timeline};
 use crate::telemetry::audit::{LifecycleEvent, lifecycle};
 
 /// A keyset as it is now and what lies ahead.
@@ -106,6 +108,14 @@ impl Engine {
         let can_sign = snapshot.active.is_some() && !silent && !stale;
         let now = facts.now;
         Sight { can_sign, outlook, alarms, now, snapshot }
+    }
+
+    /// A keyset's keys over time, by the policy in force; as much as `window` says of it.
+    pub fn timeline(&self, cell: &KeysetCell, window: impl FnOnce(&Policy) -> Window) -> Timeline {
+        let snapshot = cell.snapshot.load_full();
+        let facts = self.facts(cell, &snapshot);
+        let stands_still = snapshot.frozen.is_some() || snapshot.unauthenticated;
+        timeline(&snapshot.keyring, &facts, window(&snapshot.keyring.policy), stands_still)
     }
 
     /// Why what this replica publishes may be too old for verifiers, or is missing; empty when it is to be asked

@@ -42,12 +42,15 @@ pub struct AdminState {
     pub engine: Arc<Engine>,
     pub tokens: Arc<Authenticator<Role>>,
     pub reload: Reload,
+    /// Whether the page for people is served.
+    pub page: bool,
 }
 
 /// Who asks, once authenticated.
 #[derive(Clone)]
 pub(super) struct Actor {
     pub name: Name,
+    pub role: Role,
 }
 
 /// While the seal is out of reach it is tried at least this often.
@@ -57,9 +60,11 @@ pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
 const REASON_MAX: usize = 1000;
 
 pub fn router(state: AdminState) -> Router {
-    Router::new()
+    let page = state.page;
+    let api = Router::new()
         .route("/v1/keysets", get(list))
         .route("/v1/keysets/{keyset}", get(show))
+        .route("/v1/keysets/{keyset}/timeline", get(super::overview::timeline))
         .route("/v1/keysets/{keyset}/rotate", post(rotate))
         .route("/v1/keysets/{keyset}/rollback", post(rollback))
         .route("/v1/keysets/{keyset}/compromise", post(compromise))
@@ -71,11 +76,15 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/clock/accept", post(accept_clock))
         .route("/v1/reload", post(reload))
         .route("/v1/audit", get(audit))
+        .route("/v1/replicas", get(super::overview::replicas))
+        .route("/v1/whoami", get(super::overview::whoami))
         .route("/openapi.json", get(super::openapi::document))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(state.clone(), authenticate))
-        .with_state(state)
+        .with_state(state);
+    // The page asks for a token itself: there is nothing in it that needs one.
+    if page { api.route("/", get(super::page::page).fallback(method_not_allowed)) } else { api }
 }
 
 /// Every request needs a token; every request that changes something needs an operator's.
@@ -93,7 +102,7 @@ async fn authenticate(State(state): State<AdminState>, mut request: Request, nex
         let detail = "This token's role is viewer; changing something takes an operator.";
         return Problem::new(ProblemType::Forbidden).detail(detail).into_response();
     }
-    request.extensions_mut().insert(Actor { name: token.name.clone() });
+    request.extensions_mut().insert(Actor { name: token.name.clone(), role: token.role });
     next.run(request).await
 }
 
@@ -545,7 +554,7 @@ fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
     }
 }
 
-fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
+pub(super) fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
     Problem::new(ProblemType::MalformedRequest).detail(rejection.body_text())
 }
 

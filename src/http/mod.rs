@@ -15,6 +15,8 @@ pub mod listener;
 pub mod middleware;
 pub mod openapi;
 pub mod ops;
+pub mod overview;
+pub mod page;
 pub mod problem;
 pub mod public;
 pub mod replication;

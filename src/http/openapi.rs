@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{Content, PathItem, Ref, ResponseBuilder};
 
 use super::problem::PROBLEM_JSON;
-use super::{admin, import, replication, signer};
+use super::{admin, import, overview, replication, signer};
 
 /// RFC 9457 problem details.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -82,6 +82,7 @@ pub struct ReadyBody {
         signer::sign,
         admin::list, admin::show, admin::rotate, admin::rollback, admin::compromise, admin::revoke,
         admin::drain, admin::undrain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
+        overview::timeline, overview::replicas, overview::whoami,
         openapi_json,
         replication::index, replication::installation, replication::keyring, replication::report, replication::leave,
         livez, readyz, readyz_sign, metrics,

@@ -23,5 +23,6 @@ pub mod record;
 pub mod recover;
 pub mod schedule;
 pub mod time;
+pub mod timeline;
 pub mod timing;
 pub mod verifiers;

@@ -68,6 +68,11 @@ pub fn systemd_analyze() -> PathBuf {
     tool("JWKSD_TEST_SYSTEMD_ANALYZE", "/usr/bin/systemd-analyze")
 }
 
+/// A browser, for the page of the admin listener.
+pub fn chromium() -> PathBuf {
+    tool("JWKSD_TEST_CHROMIUM", "/usr/bin/chromium")
+}
+
 /// A program of the PostgreSQL server, which Debian keeps out of `PATH`.
 pub fn postgres_program(name: &str) -> PathBuf {
     tool("JWKSD_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin").join(name)

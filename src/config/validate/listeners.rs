@@ -245,7 +245,7 @@ fn admin(raw: raw::Admin, report: &mut Report) -> Option<Admin> {
     }
     let listener = listener?;
     refuse_plain_text("admin", &listener, report);
-    Some(Admin { listener, tokens })
+    Some(Admin { listener, tokens, page: raw.page.unwrap_or(true) })
 }
 
 fn admin_token(name: Name, raw: raw::AdminToken, report: &mut Report) -> Option<AdminToken> {
