@@ -15,6 +15,7 @@ use crate::engine::{Engine, chain};
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
 use crate::keyring::time::Span;
+use crate::kubernetes::ServiceAccounts;
 
 /// Takes new configurations into the running daemon.
 pub(super) struct Reloader {
@@ -77,7 +78,13 @@ impl Reloader {
 
     /// `tls` is that of the listener `name`.
     pub fn follow_tls(&self, name: &'static str, tls: Arc<Tls>) {
+        self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
         self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, tls));
+    }
+
+    /// Who knows the service accounts of a cluster.
+    pub fn service_accounts(&self) -> Arc<ServiceAccounts> {
+        self.access.service_accounts.clone()
     }
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
@@ -154,7 +161,10 @@ impl Reloader {
     /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
     /// the configuration goes on as it started until the restart that ends it.
     fn read(&self, config: &Config, started: &Config) -> Result<Fresh, Vec<String>> {
-        let listens = |config: &Config| config.signer.as_ref().map(|signer| signer.listener.clone());
+        let listens = |config: &Config| {
+            let listener = config.signer.as_ref().map(|signer| &signer.listener);
+            listener.map(|listener| (listener.address.clone(), listener.tls.is_some()))
+        };
         let same_signer = listens(started) == listens(config);
         let mut config = config.clone();
         if config.signer.is_none() {
@@ -168,8 +178,11 @@ impl Reloader {
         for (name, current) in self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             let of = |config: &Config| config.listeners().find(|(of, _)| of == name).and_then(|(_, l)| l.tls.clone());
             let Some(files) = of(&config).or_else(|| of(started)) else { continue };
-            match Tls::prepare(&tls_files(&files)) {
-                Ok(prepared) => tls.push((current.clone(), prepared)),
+            match Tls::prepare(&tls_files(&config, name, &files)) {
+                Ok(prepared) => match self.worse(current, &prepared) {
+                    Some(wrong) => errors.push(format!("{name}.tls.cert_file: {}: {wrong}", files.cert_file.display())),
+                    None => tls.push((*name, current.clone(), prepared)),
+                },
                 Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
             }
         }
@@ -183,10 +196,22 @@ impl Reloader {
         }
     }
 
+    /// Why a renewed certificate is of no use to anybody now.
+    fn worse(&self, current: &Tls, prepared: &PreparedTls) -> Option<String> {
+        // One that goes on as it is must not keep other changes out, whatever has become of it.
+        let renewed = prepared.validity() != current.validity();
+        prepared.validity().refusal(self.engine.clock.now()).filter(|_| renewed)
+    }
+
     /// `true` if a certificate is another one than before.
     fn put_in_force(&self, fresh: Fresh) -> bool {
         self.access.replace(fresh.credentials, fresh.same_signer);
-        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(false, |any, renewed| any | renewed)
+        let mut renewed = false;
+        for (name, tls, prepared) in fresh.tls {
+            renewed |= tls.replace(prepared);
+            self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
+        }
+        renewed
     }
 
     /// How long to go on serving after SIGTERM, by the configuration that runs.
@@ -215,7 +240,7 @@ struct Fresh {
     credentials: Credentials,
     /// The signer listens where the configuration says.
     same_signer: bool,
-    tls: Vec<(Arc<Tls>, PreparedTls)>,
+    tls: Vec<(&'static str, Arc<Tls>, PreparedTls)>,
 }
 
 fn lines(error: &ConfigErrors) -> Vec<String> {

@@ -87,6 +87,7 @@ tables! {
         admin: Admin,
         ops: Public,
         replication: Replication,
+        kubernetes: Kubernetes,
         store: Store,
         seal: Seal,
         issuer: Named<Issuer>,
@@ -105,7 +106,7 @@ tables! {
         listen: String,
         socket_mode: String,
         sign_deadline: Span,
-        tls: Tls,
+        tls: MutualTls,
         client: Named<SignerClient>,
     }
     SignerClient {
@@ -113,7 +114,8 @@ tables! {
         uid: u32,
         keysets: Vec<String>,
         audiences: Vec<String>,
-        san: MutualTls,
+        san: String,
+        service_account: String,
         token: InlineToken,
         secret: InlineToken,
         password: InlineToken,
@@ -121,8 +123,16 @@ tables! {
     Admin {
         listen: String,
         socket_mode: String,
-        tls: Tls,
+        tls: MutualTls,
         token: Named<AdminToken>,
+        client: Named<AdminClient>,
+    }
+    AdminClient {
+        role: String,
+        san: String,
+        token: InlineToken,
+        secret: InlineToken,
+        password: InlineToken,
     }
     AdminToken {
         role: String,
@@ -149,9 +159,27 @@ tables! {
     Tls {
         cert_file: PathBuf,
         key_file: PathBuf,
-        client_ca_file: MutualTls,
+        client_ca_file: NoClientCertificates,
         cert: InlinePem,
         key: InlinePem,
+    }
+    /// TLS of a listener that may know clients by their certificates.
+    MutualTls {
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        client_ca_file: PathBuf,
+        cert: InlinePem,
+        key: InlinePem,
+        client_ca: InlinePem,
+    }
+    Kubernetes {
+        issuer: String,
+        jwks_url: String,
+        ca_file: PathBuf,
+        token_file: PathBuf,
+        audience: String,
+        token: InlineToken,
+        ca: InlinePem,
     }
     Store {
         kind: String,
@@ -272,6 +300,12 @@ tables! {
     }
 }
 
+impl From<Tls> for MutualTls {
+    fn from(tls: Tls) -> Self {
+        MutualTls { cert_file: tls.cert_file, key_file: tls.key_file, ..MutualTls::default() }
+    }
+}
+
 /// Declares keys that are recognised and refused, with the reason.
 macro_rules! refused {
     ($( $(#[$meta:meta])* $marker:ident: $reason:literal; )*) => { $(
@@ -291,7 +325,8 @@ macro_rules! refused {
 }
 
 refused! {
-    MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
+    NoClientCertificates: "only [signer] and [admin] know clients by their certificates: leave it out here (verifiers, \
+        kubelet and Prometheus show none, and signers show tokens to [replication])";
     AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
         profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where, with `file` or \
@@ -300,7 +335,7 @@ refused! {
         token for managers, elsewhere and say where, with `url_file` or `url_env`, `token_file` or `token_env` (the \
         managers themselves are named in `urls`)";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
-        `key_file`, or `ca_file`";
+        `key_file`, `client_ca_file` or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
         key in AWS KMS with `key_id`";
 }

@@ -22,9 +22,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BODY_LIMIT;
+use super::certificate::ClientCertificate;
 use super::listener::{ListenerOptions, Peer};
 use super::middleware::Edge;
-use super::tls::ClientCertificate;
 use super::wire::{Transport, Watched};
 
 /// The most bytes of a request's head.
@@ -130,6 +130,7 @@ impl Connections {
             (Transport::Tcp(stream), Some(tls)) => (stream, tls),
             (transport, _) => return Some((transport, None)),
         };
+        let in_use = tls.current();
         let deadline = Instant::now() + self.options.head_timeout;
         let stopped = async {
             self.stop.cancelled().await;
@@ -137,7 +138,7 @@ impl Connections {
         };
         let stream = tokio::select! {
             biased;
-            handshake = TlsAcceptor::from(tls.current()).accept(stream) => match handshake {
+            handshake = TlsAcceptor::from(in_use.config.clone()).accept(stream) => match handshake {
                 Ok(stream) => stream,
                 Err(error) => {
                     tracing::debug!(listener = self.options.name, %error, "TLS handshake failed");
@@ -148,8 +149,8 @@ impl Connections {
             () = conn.evicted.notified() => return None,
             () = stopped => return None,
         };
-        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let certificate = shown.and_then(ClientCertificate::of);
+        let shown = stream.get_ref().1.peer_certificates();
+        let certificate = shown.and_then(|chain| ClientCertificate::of(chain, tls.clone(), &in_use));
         Some((Transport::Tls(Box::new(stream)), certificate))
     }
 

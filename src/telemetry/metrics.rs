@@ -165,6 +165,11 @@ impl Metrics {
         self.series.alarms[alarm.index()].store(raised_by, Relaxed);
     }
 
+    /// `jwksd_certificate_expiry_timestamp_seconds`; the series appears where it is new.
+    pub fn set_certificate_expiry(&self, listener: &'static str, at: Timestamp) {
+        write(&self.series.certificates).insert(listener, at);
+    }
+
     /// The page for a scraper with this `Accept` header: the content type and the body. With very many keysets the
     /// body is large; [`write`](Self::write) needs no memory for it.
     pub fn render(&self, accept: Option<&str>) -> (&'static str, String) {
@@ -340,6 +345,8 @@ struct Series {
     keysets: RwLock<BTreeMap<Name, RegisteredKeyset>>,
     issuers: RwLock<BTreeMap<Name, Arc<IssuerSeries>>>,
     backends: RwLock<BTreeMap<&'static str, Arc<BackendSeries>>>,
+    /// By listener: those that speak TLS.
+    certificates: RwLock<BTreeMap<&'static str, Timestamp>>,
     staleness_limit_millis: AtomicU64,
     admin_auth_failures: AtomicU64,
     config_last_reload_successful: AtomicU64,
@@ -403,6 +410,7 @@ impl Series {
             keysets: RwLock::default(),
             issuers: RwLock::default(),
             backends: RwLock::default(),
+            certificates: RwLock::default(),
             staleness_limit_millis: AtomicU64::new(0),
             admin_auth_failures: AtomicU64::new(0),
             config_last_reload_successful: AtomicU64::new(0),
