@@ -13,13 +13,15 @@ use axum::extract::State;
 use axum::http::Extensions;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use jwksd::clock::{Clock, SystemClock};
+use jwksd::http::certificate::ClientCertificate;
 use jwksd::http::json::{JsonBody, OptionalJson};
 use jwksd::http::listener::{
     BindError, BoundListener, Drained, ListenAddress, ListenerOptions, Peer, raise_open_file_limit,
 };
 use jwksd::http::middleware::{HostPolicy, RequestId, guard_host};
 use jwksd::http::problem::{PROBLEM_JSON, ProblemType};
-use jwksd::http::tls::{ClientCertificate, ClientCertificates, Tls, TlsFiles};
+use jwksd::http::tls::{ClientCertificates, Tls, TlsFiles};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -504,7 +506,8 @@ async fn a_client_certificate_tells_its_names() {
     let ca_file = folder.path().join("ca.crt");
     std::fs::write(&ca_file, &ca.pem).unwrap();
     let who = get(|extensions: Extensions| async move {
-        extensions.get::<ClientCertificate>().map_or("nobody".to_owned(), |shown| shown.names.join(" "))
+        let names = extensions.get::<ClientCertificate>().map(|shown| shown.names(SystemClock.wall()));
+        names.map_or("nobody".to_owned(), |names| format!("{names:?}"))
     });
     let ask = async |clients: ClientCertificates, shown: Option<&Ca>| {
         let tls = Tls::load(&tls_files(folder.path(), &ca, clients)).unwrap();
@@ -518,8 +521,9 @@ async fn a_client_certificate_tells_its_names() {
         client.build().unwrap().get(url).send().await?.text().await
     };
     let (optional, required) = (ClientCertificates::Optional(ca_file.clone()), ClientCertificates::Required(ca_file));
-    assert_eq!(ask(optional.clone(), Some(&ca)).await.unwrap(), "orders.internal");
-    assert_eq!(ask(required.clone(), Some(&ca)).await.unwrap(), "orders.internal");
+    let known = "Some([Dns(\"orders.internal\")])";
+    assert_eq!(ask(optional.clone(), Some(&ca)).await.unwrap(), known);
+    assert_eq!(ask(required.clone(), Some(&ca)).await.unwrap(), known);
     assert_eq!(ask(optional.clone(), None).await.unwrap(), "nobody");
     assert!(ask(required, None).await.is_err());
     assert!(ask(optional, Some(&Ca::new())).await.is_err());

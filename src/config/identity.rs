@@ -25,9 +25,9 @@ impl San {
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
             let good = scheme.starts_with(|c: char| c.is_ascii_lowercase()) && scheme.chars().all(legal);
             let plain = !rest.is_empty() && rest.chars().all(|c| c.is_ascii_graphic());
-            return (good && plain)
-                .then(|| San::Uri(text.to_owned()))
-                .ok_or("is not a URI: write it as it stands in the certificate, such as \"spiffe://example.com/orders\"");
+            return (good && plain).then(|| San::Uri(text.to_owned())).ok_or(
+                "is not a URI: write it as it stands in the certificate, such as \"spiffe://example.com/orders\"",
+            );
         }
         if text.contains('*') {
             return Err("stands for many names: give each client a name of its own");
@@ -36,7 +36,9 @@ impl San {
             return Err("is an address, which tells who had it last: use a DNS name or a URI");
         }
         if text.len() > 253 || !text.split('.').all(is_label) {
-            return Err("is neither a DNS name such as \"orders.internal\" nor a URI such as \"spiffe://example.com/orders\"");
+            return Err(
+                "is neither a DNS name such as \"orders.internal\" nor a URI such as \"spiffe://example.com/orders\"",
+            );
         }
         Ok(San::Dns(text.to_ascii_lowercase()))
     }
@@ -53,7 +55,9 @@ impl fmt::Display for San {
 /// What follows `spiffe://` (SPIFFE-ID §2): a trust domain and the path of a workload.
 fn check_spiffe(id: &str) -> Result<(), &'static str> {
     let Some((domain, path)) = id.split_once('/') else {
-        return Err("names a whole trust domain: add the path of the workload, such as \"spiffe://example.com/orders\"");
+        return Err(
+            "names a whole trust domain: add the path of the workload, such as \"spiffe://example.com/orders\"",
+        );
     };
     let of_domain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
     if domain.is_empty() || !domain.chars().all(of_domain) {
@@ -97,7 +101,11 @@ impl fmt::Display for ServiceAccount {
 /// RFC 1123 §2.1, and `_`, which some certificates have.
 fn is_label(label: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    !label.is_empty() && label.len() <= 63 && label.chars().all(legal) && !label.starts_with('-') && !label.ends_with('-')
+    !label.is_empty()
+        && label.len() <= 63
+        && label.chars().all(legal)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 /// Where the cluster's keys for service accounts are, and what their tokens must say.
@@ -170,7 +178,8 @@ mod tests {
     fn service_accounts_have_a_namespace_and_a_name() {
         let parsed = ServiceAccount::parse("shop/orders.v2").unwrap();
         assert_eq!((parsed.namespace.as_str(), parsed.name.as_str()), ("shop", "orders.v2"));
-        for wrong in ["orders", "shop/", "/orders", "shop/a/b", "Shop/orders", "shop/or:ders", "shop.x/orders", "a b/c"] {
+        for wrong in ["orders", "shop/", "/orders", "shop/a/b", "Shop/orders", "shop/or:ders", "shop.x/orders", "a b/c"]
+        {
             assert!(ServiceAccount::parse(wrong).is_err(), "{wrong}");
         }
     }

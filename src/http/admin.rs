@@ -83,13 +83,14 @@ pub fn router(state: AdminState) -> Router {
 /// Every request needs a token or a certificate; every request that changes something needs an operator's.
 async fn authenticate(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
-    let (name, role) = match state.identify(request.headers(), request.extensions().get::<ClientCertificate>(), &peer).await {
-        Ok(identified) => identified,
-        Err(unauthorized) => {
-            state.engine.metrics.admin_auth_failed();
-            return unauthorized.into_response();
-        }
-    };
+    let (name, role) =
+        match state.identify(request.headers(), request.extensions().get::<ClientCertificate>(), &peer).await {
+            Ok(identified) => identified,
+            Err(unauthorized) => {
+                state.engine.metrics.admin_auth_failed();
+                return unauthorized.into_response();
+            }
+        };
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !reads && role != Role::Operator {
         let detail = "The role of these credentials is viewer; changing something takes an operator.";

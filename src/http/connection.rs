@@ -16,6 +16,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
@@ -138,10 +140,11 @@ impl Connections {
         };
         let stream = tokio::select! {
             biased;
-            handshake = TlsAcceptor::from(in_use.config.clone()).accept(stream) => match handshake {
+            handshake = TlsAcceptor::from(in_use.config.clone()).accept(stream).into_fallible() => match handshake {
                 Ok(stream) => stream,
-                Err(error) => {
+                Err((error, stream)) => {
                     tracing::debug!(listener = self.options.name, %error, "TLS handshake failed");
+                    hang_up(stream).await;
                     return None;
                 }
             },
@@ -165,6 +168,17 @@ impl Connections {
     fn now(&self) -> u64 {
         micros(self.epoch.elapsed())
     }
+}
+
+/// Closes a connection whose client may still be sending, so that the alert which says why gets through: closed with
+/// unread bytes, a connection is reset, and what was on its way is lost.
+async fn hang_up(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    // Whoever goes on sending has no claim to an explanation.
+    let _ = tokio::time::timeout(CLOSING, drained).await;
 }
 
 impl Open {

@@ -85,13 +85,14 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     let (parts, body) = request.into_parts();
     let Some(peer) = parts.extensions.get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
     let cell = state.engine.keyset(&keyset);
-    let (client, grant) = match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
-        Ok(identified) => identified,
-        Err(response) => {
-            reject(cell.as_deref(), SignRejection::Unauthorized);
-            return response;
-        }
-    };
+    let (client, grant) =
+        match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
+            Ok(identified) => identified,
+            Err(response) => {
+                reject(cell.as_deref(), SignRejection::Unauthorized);
+                return response;
+            }
+        };
     let cell = match admit(&grant, &keyset, cell) {
         Ok(cell) => cell,
         Err(problem) => return problem.into_response(),

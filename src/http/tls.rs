@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use x509_cert::der::Decode;
 use zeroize::Zeroizing;
 
-use crate::keyring::time::{Span, Timestamp};
+use crate::keyring::time::Timestamp;
 
 /// Which files a listener's TLS is made of, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,8 @@ impl Validity {
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
         let validity = parsed.tbs_certificate.validity;
-        let at = |time: x509_cert::time::Time| i64::try_from(time.to_unix_duration().as_secs()).map(Timestamp::from_secs);
+        let at =
+            |time: x509_cert::time::Time| i64::try_from(time.to_unix_duration().as_secs()).map(Timestamp::from_secs);
         Some(Validity { from: at(validity.not_before).ok()?, until: at(validity.not_after).ok()? })
     }
 
@@ -108,11 +109,6 @@ impl Validity {
             )),
             Standing::Good | Standing::Ending => None,
         }
-    }
-
-    /// What is left at `now`.
-    pub fn left(&self, now: Timestamp) -> Span {
-        self.until.since(now)
     }
 }
 

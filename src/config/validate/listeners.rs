@@ -331,7 +331,10 @@ fn refuse_doubles(tokens: &[AdminToken], clients: &[AdminClient], report: &mut R
         {
             report.refuse(
                 format_args!("admin.client.{}.role", client.name),
-                format_args!("is {}, and that of admin.token.{} is {}: one name has one role", client.role, token.name, token.role),
+                format_args!(
+                    "is {}, and that of admin.token.{} is {}: one name has one role",
+                    client.role, token.name, token.role
+                ),
             );
         }
     }
@@ -360,8 +363,7 @@ fn admin_token(name: Name, raw: raw::AdminToken, report: &mut Report) -> Option<
 }
 
 fn replication(raw: raw::Replication, report: &mut Report) -> Option<Replication> {
-    let listener =
-        listener("replication", raw.listen, raw.socket_mode, raw.tls.map(raw::MutualTls::from), report);
+    let listener = listener("replication", raw.listen, raw.socket_mode, raw.tls.map(raw::MutualTls::from), report);
     let given = raw.client.unwrap_or_default().entries;
     if given.is_empty() && !report.is_broken("replication.client") {
         report.refuse(
