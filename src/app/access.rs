@@ -58,7 +58,8 @@ impl Access {
             let engine = engine.clone();
             move || engine.clock.now()
         };
-        let service_accounts = Arc::new(ServiceAccounts::new(engine.clock.clone(), kubernetes));
+        let service_accounts = ServiceAccounts::new(engine.clock.clone(), engine.metrics.clone(), kubernetes);
+        let service_accounts = Arc::new(service_accounts);
         Ok(Access {
             admins: Arc::new(Authenticator::new(admins, now(engine))),
             operators: Arc::new(Certificates::new(operators, now(engine))),

@@ -23,6 +23,7 @@ use crate::config::{Kubernetes, ServiceAccount};
 use crate::keyring::jwk::ParsedJwk;
 use crate::keyring::time::{Span, Timestamp};
 use crate::telemetry::chain;
+use crate::telemetry::metrics::Metrics;
 
 use fetch::{FetchError, fetch};
 
@@ -52,6 +53,7 @@ const MOST_VERIFIED: usize = 4096;
 /// Tells which service account a token is for.
 pub struct ServiceAccounts {
     clock: Arc<TrustedClock>,
+    metrics: Arc<Metrics>,
     settings: watch::Sender<Option<Arc<Kubernetes>>>,
     known: ArcSwap<Known>,
     /// Serialises changes of `known`.
@@ -96,9 +98,10 @@ pub enum Rejection {
 }
 
 impl ServiceAccounts {
-    pub fn new(clock: Arc<TrustedClock>, settings: Option<Kubernetes>) -> Self {
+    pub fn new(clock: Arc<TrustedClock>, metrics: Arc<Metrics>, settings: Option<Kubernetes>) -> Self {
         let accounts = ServiceAccounts {
             clock,
+            metrics,
             settings: watch::Sender::new(None),
             known: ArcSwap::default(),
             change: Mutex::new(()),
@@ -119,6 +122,7 @@ impl ServiceAccounts {
         if self.known.load().settings == settings {
             return;
         }
+        self.metrics.set_cluster_keys_confirmed(settings.as_ref().map(|_| Timestamp::EPOCH));
         self.known.store(Arc::new(Known { settings: settings.clone(), ..Known::default() }));
         self.began.store(i64::MIN, Ordering::Release);
         self.settings.send_replace(settings);
@@ -245,6 +249,7 @@ impl ServiceAccounts {
             return;
         }
         let confirmed = self.clock.boot().as_millis();
+        self.metrics.set_cluster_keys_confirmed(Some(self.clock.read().now));
         if let Some(same) = known.keys.as_ref().filter(|known| known.issuer == issuer && known.keys == keys) {
             same.confirmed.store(confirmed, Ordering::Release);
             return;

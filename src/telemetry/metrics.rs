@@ -170,6 +170,12 @@ impl Metrics {
         write(&self.series.certificates).insert(listener, at);
     }
 
+    /// `jwksd_cluster_keys_confirmed_timestamp_seconds`; 0 before the first time, and no series where there are no service
+    /// accounts.
+    pub fn set_cluster_keys_confirmed(&self, at: Option<Timestamp>) {
+        *write(&self.series.cluster_keys) = at;
+    }
+
     /// The page for a scraper with this `Accept` header: the content type and the body. With very many keysets the
     /// body is large; [`write`](Self::write) needs no memory for it.
     pub fn render(&self, accept: Option<&str>) -> (&'static str, String) {
@@ -347,6 +353,8 @@ struct Series {
     backends: RwLock<BTreeMap<&'static str, Arc<BackendSeries>>>,
     /// By listener: those that speak TLS.
     certificates: RwLock<BTreeMap<&'static str, Timestamp>>,
+    /// `None`: no service account may sign.
+    cluster_keys: RwLock<Option<Timestamp>>,
     staleness_limit_millis: AtomicU64,
     admin_auth_failures: AtomicU64,
     config_last_reload_successful: AtomicU64,
@@ -411,6 +419,7 @@ impl Series {
             issuers: RwLock::default(),
             backends: RwLock::default(),
             certificates: RwLock::default(),
+            cluster_keys: RwLock::default(),
             staleness_limit_millis: AtomicU64::new(0),
             admin_auth_failures: AtomicU64::new(0),
             config_last_reload_successful: AtomicU64::new(0),

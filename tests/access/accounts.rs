@@ -9,6 +9,7 @@ use jwksd::clock::{Clock, SystemClock, TrustedClock};
 use jwksd::config::Kubernetes;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::kubernetes::{Rejection, ServiceAccounts};
+use jwksd::telemetry::metrics::Metrics;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,8 @@ async fn a_pods_token_signs_for_its_clients_keysets_and_audiences_only() {
     let view = Call::get(&daemon, "signer", "/v1/keysets/default").bearer(&orders).expect(200).await;
     assert_eq!(view.json()["name"], "default");
     assert_eq!(server.asked(), [format!("Bearer {POD_TOKEN}")], "one look at the keys serves all");
+    let confirmed = daemon.metrics().await.sum("jwksd_cluster_keys_confirmed_timestamp_seconds", &[]).unwrap();
+    assert!((confirmed - unix_now().as_secs_f64()).abs() < 60.0, "{confirmed}");
 }
 
 /// Each with the reason that the log gives; `k2` is published too.
@@ -81,7 +84,7 @@ fn forgeries(key: &ClusterKey, foreign: &ClusterKey) -> Vec<(&'static str, Strin
     let mut tampered = key.token(&good());
     tampered.truncate(tampered.len() - 6);
     vec![
-        ("the audience jwksd", key.token(&with(good(), "aud", json!(["https://kubernetes.default.svc"])))),
+        ("not meant for the audience", key.token(&with(good(), "aud", json!(["https://kubernetes.default.svc"])))),
         ("no claim \"aud\"", key.token(&with(good(), "aud", Value::Null))),
         ("the token's issuer is", key.token(&with(good(), "iss", json!("https://other.example.com")))),
         ("no signer client has the service account shop/other", key.token(&claims("shop", "other"))),
@@ -108,7 +111,12 @@ async fn tokens_that_are_not_good_sign_nothing_and_are_told_without_being_shown(
     let server = ApiServer::start(Mode::of(&[&key, &second])).await;
     let daemon = started(&server).await;
     assert_eq!(signs(&daemon, &key.token(&claims("shop", "orders"))).await, 200);
-    let forgeries = forgeries(&key, &foreign);
+    let mut forgeries = forgeries(&key, &foreign);
+    // A few: further failures from one address are answered late. Why each is refused is looked at below.
+    forgeries.retain(|(why, _)| {
+        ["not meant for", "expired", "is symmetric", "shop/other"].iter().any(|kept| why.contains(kept))
+    });
+    assert_eq!(forgeries.len(), 4);
     for (why, token) in &forgeries {
         let answer = sign(&daemon, token, SIGN, "https://api").await;
         assert_eq!((answer.status, answer.slug().as_str()), (401, "unauthorized"), "{why}");
@@ -269,7 +277,7 @@ impl Cluster {
             ..Kubernetes::default()
         };
         let clock = Arc::new(TrustedClock::new(Arc::new(clock), Span::HOUR));
-        let accounts = Arc::new(ServiceAccounts::new(clock, Some(settings)));
+        let accounts = Arc::new(ServiceAccounts::new(clock, Arc::new(Metrics::new()), Some(settings)));
         let stop = CancellationToken::new();
         tokio::spawn(accounts.clone().follow(stop.clone()));
         Cluster { accounts, stop, _folder: folder }

@@ -72,7 +72,7 @@ async fn check_looks_at_certificates() {
     std::fs::write(daemon.path("server.crt"), authority.server(NOW).cert).unwrap();
     let (code, text) = run(&daemon, &["check"]).await;
     assert!(code == Some(2) && text.contains("ops.tls: server.crt and server.key do not serve TLS"), "{code:?} {text}");
-    authority.server((1950, 2030)).write(&daemon.path(""), "server");
+    authority.server((1990, 2030)).write(&daemon.path(""), "server");
     let (code, text) = run(&daemon, &["check"]).await;
     assert!(code == Some(0) && text.contains("warning: admin.tls.cert_file"), "{code:?} {text}");
     authority.server(NOW).write(&daemon.path(""), "server");

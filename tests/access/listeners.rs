@@ -1,5 +1,7 @@
 //! The daemon's own certificates: renewed while running, kept when the new ones are of no use, told in metrics.
 
+use tokio_rustls::rustls::HandshakeKind;
+
 use crate::KEYSETS;
 use crate::authority::{Authority, NOW, Years};
 use crate::support::{Daemon, PATIENCE, eventually};
@@ -21,8 +23,6 @@ fn year(year: i32) -> f64 {
 }
 
 async fn reload(daemon: &Daemon, status: u16) -> String {
-    let text = std::fs::read_to_string(daemon.path("jwksd.toml")).unwrap();
-    drop(text);
     let token = crate::support::api::operator_token(daemon);
     let client = crate::support::http_client().tls_danger_accept_invalid_certs(true).build().unwrap();
     let url = format!("https://{}/v1/reload", daemon.address("admin"));
@@ -40,7 +40,7 @@ async fn every_listener_renews_its_certificate_and_keeps_it_when_the_new_one_is_
     let mut daemon = Daemon::builder().tables(&format!("{tables}{KEYSETS}")).prepare();
     let first = Authority::new("first");
     let write = |authority: &Authority, years: Years| {
-        LISTENERS.map(|listener| authority.server(years).write(&daemon.path(""), listener));
+        LISTENERS.iter().for_each(|listener| authority.server(years).write(&daemon.path(""), listener));
     };
     write(&first, (2020, 2080));
     let daemon = {
@@ -53,6 +53,13 @@ async fn every_listener_renews_its_certificate_and_keeps_it_when_the_new_one_is_
         assert_eq!(expiry(&daemon, listener).await, Some(year(2080)), "{listener}");
     }
     assert_eq!(expiry(&daemon, "ops").await, None, "no TLS, no certificate");
+
+    // Where nobody shows a certificate, sessions are resumed.
+    let client = config(&first, None);
+    let mut wire = Wire::open(daemon.address("public"), client.clone()).await.unwrap();
+    assert_eq!(wire.ask("GET", "/.well-known/jwks.json", None, None).await.unwrap().0, 200);
+    let again = Wire::open(daemon.address("public"), client).await.unwrap();
+    assert_eq!((wire.handshake(), again.handshake()), (HandshakeKind::Full, HandshakeKind::Resumed));
 
     let second = Authority::new("second");
     for (what, years) in [("expired", (2018, 2019)), ("is not valid before", (2085, 2090))] {

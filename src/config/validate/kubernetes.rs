@@ -22,6 +22,13 @@ pub(super) fn validate(raw: Option<raw::Kubernetes>, signer: Option<&Signer>, re
             report.refuse(key, "begins or ends with a space, and tokens are compared with it byte by byte");
         }
     }
+    if raw.audience.is_some() && raw.audience == raw.issuer {
+        report.warn(
+            "kubernetes.audience",
+            "is the audience of the API server in most clusters: applications would show jwksd tokens that are good there; \
+             use one of its own, such as \"jwksd\"",
+        );
+    }
     let default = Kubernetes::default();
     Kubernetes {
         issuer: raw.issuer,
