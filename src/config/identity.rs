@@ -114,9 +114,9 @@ pub struct Kubernetes {
     /// `iss` of the tokens; `None`: that of the token in [`token_file`](Self::token_file).
     pub issuer: Option<String>,
     pub jwks_url: String,
-    /// PEM of the authorities to trust; `None`: the pod's, where it is one.
+    /// PEM of the authorities to trust; `None`: the pod's, where it is one and asks its own cluster.
     pub ca_file: Option<std::path::PathBuf>,
-    /// What the cluster is asked with; `None`: the pod's, where it is one.
+    /// What the cluster is asked with; `None`: the pod's, where it is one and asks its own cluster.
     pub token_file: Option<std::path::PathBuf>,
     /// What `aud` must hold.
     pub audience: String,

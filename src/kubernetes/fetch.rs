@@ -62,7 +62,7 @@ pub(super) async fn fetch(settings: &Kubernetes) -> Result<(String, Vec<ParsedJw
         None => token.as_ref().and_then(|token| issuer_of(token)).ok_or(FetchError::NoIssuer)?,
     };
     let mut request = client(settings).await?.get(&settings.jwks_url);
-    if let Some(token) = token {
+    if let Some(token) = token.filter(|_| settings.token_file.is_some() || asks_own_cluster(settings)) {
         request = request.bearer_auth(token.as_str());
     }
     let response = request.send().await.map_err(FetchError::Request)?;
@@ -75,6 +75,12 @@ pub(super) async fn fetch(settings: &Kubernetes) -> Result<(String, Vec<ParsedJw
     // Keys of other kinds, symmetric ones among them, are none to verify with.
     let keys: Vec<ParsedJwk> = keys.into_iter().filter_map(Result::ok).collect();
     if keys.is_empty() { Err(FetchError::NoKeys) } else { Ok((issuer, keys)) }
+}
+
+/// Whether the API server of this pod's cluster is asked: the pod's own token is shown to nobody else unasked, and its
+/// authority vouches for nobody else.
+fn asks_own_cluster(settings: &Kubernetes) -> bool {
+    settings.jwks_url == Kubernetes::JWKS_URL
 }
 
 /// What to ask with: the file that is named, or the pod's where it is one.
@@ -98,8 +104,13 @@ fn issuer_of(token: &str) -> Option<String> {
 
 async fn client(settings: &Kubernetes) -> Result<reqwest::Client, FetchError> {
     let mut builder = outbound::client("service accounts").timeout(TIMEOUT).pool_max_idle_per_host(0);
-    let path = settings.ca_file.clone().unwrap_or_else(|| PathBuf::from(POD_CA));
-    if settings.ca_file.is_some() || !is_absent(&path).await {
+    let own = asks_own_cluster(settings).then(|| PathBuf::from(POD_CA));
+    let path = match (&settings.ca_file, own) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(own)) if !is_absent(&own).await => Some(own),
+        (None, _) => None,
+    };
+    if let Some(path) = path {
         let pem = tokio::fs::read(&path).await;
         let pem = pem.map_err(|source| FetchError::CaFile { path: path.clone(), source })?;
         let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
@@ -113,4 +124,18 @@ async fn client(settings: &Kubernetes) -> Result<reqwest::Client, FetchError> {
 
 async fn is_absent(path: &Path) -> bool {
     tokio::fs::metadata(path).await.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pods_own_files_are_for_its_own_cluster() {
+        let elsewhere = |url: &str| Kubernetes { jwks_url: url.to_owned(), ..Kubernetes::default() };
+        assert!(asks_own_cluster(&Kubernetes::default()));
+        for url in ["https://oidc.example.com/keys", "https://kubernetes.default.svc.evil.example/openid/v1/jwks"] {
+            assert!(!asks_own_cluster(&elsewhere(url)), "{url}");
+        }
+    }
 }
