@@ -112,10 +112,10 @@ impl Reloader {
         let taken = self.take(&mut running).await;
         if taken.is_err() {
             // A configuration that is broken must not keep a revoked token or an expired certificate in use.
+            // Nor must a certificate of one listener keep what was revoked in use on another.
             let config = running.config.clone();
-            if let Ok(fresh) = self.read(&config, &running.started) {
-                self.put_in_force(fresh);
-            }
+            let (fresh, _) = self.read(&config, &running.started);
+            self.put_in_force(fresh);
         }
         taken
     }
@@ -132,7 +132,10 @@ impl Reloader {
         if !unfit.is_empty() {
             return Err(unfit);
         }
-        let fresh = self.read(&loaded.config, &running.started)?;
+        let (fresh, errors) = self.read(&loaded.config, &running.started);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
         if other {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
@@ -159,8 +162,8 @@ impl Reloader {
     }
 
     /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
-    /// the configuration goes on as it started until the restart that ends it.
-    fn read(&self, config: &Config, started: &Config) -> Result<Fresh, Vec<String>> {
+    /// the configuration goes on as it started until the restart that ends it. What cannot be used is told, and left out.
+    fn read(&self, config: &Config, started: &Config) -> (Fresh, Vec<String>) {
         let listens = |config: &Config| {
             let listener = config.signer.as_ref().map(|signer| &signer.listener);
             listener.map(|listener| (listener.address.clone(), listener.tls.is_some()))
@@ -186,14 +189,8 @@ impl Reloader {
                 Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
             }
         }
-        match self.access.read(&config) {
-            Ok(credentials) if errors.is_empty() => Ok(Fresh { credentials, same_signer, tls }),
-            Ok(_) => Err(errors),
-            Err(error) => {
-                errors.push(chain(&error));
-                Err(errors)
-            }
-        }
+        let credentials = self.access.read(&config).map_err(|error| errors.push(chain(&error))).ok();
+        (Fresh { credentials, same_signer, tls }, errors)
     }
 
     /// Why a renewed certificate is of no use to anybody now.
@@ -205,7 +202,9 @@ impl Reloader {
 
     /// `true` if a certificate is another one than before.
     fn put_in_force(&self, fresh: Fresh) -> bool {
-        self.access.replace(fresh.credentials, fresh.same_signer);
+        if let Some(credentials) = fresh.credentials {
+            self.access.replace(credentials, fresh.same_signer);
+        }
         let mut renewed = false;
         for (name, tls, prepared) in fresh.tls {
             renewed |= tls.replace(prepared);
@@ -237,7 +236,8 @@ impl Reloader {
 
 /// What was read and not put in force yet.
 struct Fresh {
-    credentials: Credentials,
+    /// `None` where one of them cannot be read: then all stay as they are.
+    credentials: Option<Credentials>,
     /// The signer listens where the configuration says.
     same_signer: bool,
     tls: Vec<(&'static str, Arc<Tls>, PreparedTls)>,

@@ -94,6 +94,14 @@ fn forgeries(key: &ClusterKey, foreign: &ClusterKey) -> Vec<(&'static str, Strin
         ("not valid before", key.token(&with(good(), "nbf", json!(now + 120)))),
         ("claim \"kubernetes.io\"", key.token(&with(good(), "kubernetes.io", Value::Null))),
         ("claim \"kubernetes.io\"", key.token(&with(good(), "kubernetes.io", own("billing")))),
+        (
+            "claim \"kubernetes.io\"",
+            key.token(&with(
+                good(),
+                "kubernetes.io",
+                json!({ "namespace": "x", "serviceaccount": { "name": "orders" } }),
+            )),
+        ),
         ("claim \"sub\"", key.token(&with(good(), "sub", json!("system:node:node-1")))),
         ("is not signed", key.unsigned_token(&good())),
         ("is symmetric", key.hmac_token(&good())),
@@ -260,7 +268,7 @@ async fn identities_and_the_cluster_are_taken_from_a_changed_configuration() {
 struct Cluster {
     accounts: Arc<ServiceAccounts>,
     stop: CancellationToken,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -280,7 +288,7 @@ impl Cluster {
         let accounts = Arc::new(ServiceAccounts::new(clock, Arc::new(Metrics::new()), Some(settings)));
         let stop = CancellationToken::new();
         tokio::spawn(accounts.clone().follow(stop.clone()));
-        Cluster { accounts, stop, _folder: folder }
+        Cluster { accounts, stop, folder }
     }
 
     async fn accepts(&self, key: &ClusterKey) {
@@ -353,7 +361,10 @@ async fn answers_that_are_of_no_use_change_nothing() {
     let cluster = Cluster::new(&server, FastClock::new());
     cluster.accepts(&key).await;
     let oct = json!({ "kty": "oct", "kid": "k1", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I" });
+    // A place that would be believed, were it asked.
     let elsewhere = ApiServer::start(Mode::of(&[&second])).await;
+    let both = format!("{}{}", server.authority.pem, elsewhere.authority.pem);
+    std::fs::write(cluster.folder.path().join("ca.crt"), both).unwrap();
     for (what, mode) in [
         ("closed", Mode::Closed),
         ("forbidden", Mode::Status(403)),

@@ -227,3 +227,34 @@ async fn operators_and_viewers_are_known_by_certificates() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_broken_certificate_of_one_listener_keeps_no_authority_in_use_on_another() {
+    let public = "[public.tls]\ncert_file = \"public.crt\"\nkey_file = \"public.key\"\n";
+    let tables = format!("{SIGNER}{public}[signer.client.job]\ntoken_file = \"client.token\"\n{KEYSETS}");
+    let mut daemon = Daemon::builder().tables(&tables).prepare();
+    Authority::new("public").server(NOW).write(&daemon.path(""), "public");
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    servers.server(NOW).write(&daemon.path(""), "server");
+    std::fs::write(daemon.path("ca.crt"), &clients.pem).unwrap();
+    std::fs::write(daemon.path("client.token"), TOKEN).unwrap();
+    daemon.start_process().await;
+    daemon.ready().await;
+    let orders = clients.client(vec![uri(ORDERS)]);
+    let setting = Setting { daemon, servers, clients };
+    let mut kept = setting.connect("signer", Some(&orders)).await.unwrap();
+    let sign = claims("https://api");
+    assert_eq!(kept.ask("POST", SIGN, None, Some(&sign)).await.unwrap().0, 200);
+    assert_eq!(setting.signs(None, Some(TOKEN)).await, 200);
+    std::fs::write(setting.daemon.path("public.crt"), "junk").unwrap();
+    setting.swap_authority(&Authority::new("others"));
+    std::fs::write(setting.daemon.path("client.token"), TOKEN.replace("a-token", "another-token")).unwrap();
+    eventually("the open connection to be refused", PATIENCE, async || {
+        (kept.ask("POST", SIGN, None, Some(&sign)).await.unwrap().0 == 401).then_some(())
+    })
+    .await;
+    eventually("the former token", PATIENCE, async || (setting.signs(None, Some(TOKEN)).await == 401).then_some(()))
+        .await;
+    let valid = setting.daemon.metrics().await.sum("jwksd_config_last_reload_successful", &[]);
+    assert_eq!(valid, Some(0.0), "and the broken one is told");
+}
