@@ -133,12 +133,11 @@ impl ServiceAccounts {
     /// # Errors
     /// Everything but a token of this cluster for a service account, meant for this daemon, and valid now.
     pub async fn identify(&self, token: &str) -> Result<ServiceAccount, Rejection> {
-        match self.check(token) {
-            Err(Rejection::NoKeys | Rejection::Token(TokenError::UnknownKid { .. })) if self.asked_again().await => {
-                self.check(token)
-            }
-            checked => checked,
-        }
+        // From before the look at the keys, so that an attempt which ends meanwhile is not missed.
+        let attempts = self.attempts.subscribe();
+        let checked = self.check(token);
+        let lacks_key = matches!(checked, Err(Rejection::NoKeys | Rejection::Token(TokenError::UnknownKid { .. })));
+        if lacks_key && self.asked_again(attempts).await { self.check(token) } else { checked }
     }
 
     fn check(&self, token: &str) -> Result<ServiceAccount, Rejection> {
@@ -165,11 +164,15 @@ impl ServiceAccounts {
         Ok(account)
     }
 
-    /// Has the keys fetched and waits for them, unless that was tried a moment ago; whether they were.
-    async fn asked_again(&self) -> bool {
-        let mut attempts = self.attempts.subscribe();
+    /// Has the keys fetched and waits for that, unless it was tried a moment ago; whether there was an attempt that
+    /// `attempts` had not seen.
+    async fn asked_again(&self, mut attempts: watch::Receiver<u64>) -> bool {
         let rested = self.since_last() >= LEAST_PAUSE;
-        if !rested && !self.under_way.load(Ordering::Acquire) {
+        let under_way = self.under_way.load(Ordering::Acquire);
+        if attempts.has_changed().unwrap_or(false) {
+            return true;
+        }
+        if !rested && !under_way {
             return false;
         }
         let Ok(_place) = self.waiting.try_acquire() else { return false };
@@ -200,7 +203,10 @@ impl ServiceAccounts {
         loop {
             let settings = configured.borrow_and_update().clone();
             let pause = match settings {
-                None => None,
+                None => {
+                    self.under_way.store(false, Ordering::Release);
+                    None
+                }
                 Some(settings) => {
                     self.began.store(self.clock.boot().as_millis(), Ordering::Release);
                     self.under_way.store(true, Ordering::Release);
@@ -208,13 +214,14 @@ impl ServiceAccounts {
                         fetched = fetch(&settings) => Some(fetched),
                         _ = configured.changed() => None,
                     };
-                    self.under_way.store(false, Ordering::Release);
                     let Some(fetched) = fetched else { continue };
                     let pause = failures.tell(&settings, fetched.as_ref().err());
                     if let Ok((issuer, keys)) = fetched {
                         self.take(&settings, issuer, keys);
                     }
                     self.attempts.send_modify(|attempts| *attempts += 1);
+                    // Only now: whoever finds none under way finds the attempt counted.
+                    self.under_way.store(false, Ordering::Release);
                     Some(pause)
                 }
             };
