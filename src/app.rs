@@ -34,7 +34,7 @@ use crate::http::middleware::{HostPolicy, guard_host};
 use crate::http::ops::OpsState;
 use crate::http::replication::{MOST_CONNECTIONS, ReplicationState};
 use crate::http::signer::SignerState;
-use crate::http::tls::{Tls, TlsError, TlsFiles};
+use crate::http::tls::{ClientCertificates, Tls, TlsError, TlsFiles};
 use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::timing::Finding;
@@ -205,8 +205,11 @@ impl App {
         let reloader = Arc::new(reload::Reloader::new(reloading, credentials, source, loaded, attention, telling));
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
-            let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
+            let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(&config, name, files))).transpose()?;
             if let Some(tls) = &tls {
+                if let Some(wrong) = tls.validity().refusal(engine.clock.now()) {
+                    tracing::error!(listener = name, wrong, "clients will not accept the certificate");
+                }
                 reloader.follow_tls(name, tls.clone());
             }
             let router = match name {
@@ -229,7 +232,8 @@ impl App {
                 _ => {
                     let reload = reload::handle(reloader.clone());
                     let page = config.admin.as_ref().is_some_and(|admin| admin.page);
-                    let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload, page };
+                    let (tokens, certificates) = (access.admins.clone(), access.operators.clone());
+                    let state = AdminState { engine: engine.clone(), tokens, certificates, reload, page };
                     guarded(crate::http::admin::router(state), &socket, tls.as_ref())
                 }
             };
@@ -304,6 +308,10 @@ impl App {
         let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
         });
+        let (accounts, cancel) = (reloader.service_accounts(), background.clone());
+        let cluster = supervisor
+            .clone()
+            .keep("service accounts", cancel.clone(), move || accounts.clone().follow(cancel.clone()));
         let cancel = background.clone();
         let passing = supervisor.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
@@ -313,6 +321,7 @@ impl App {
             tokio::spawn(place),
             tokio::spawn(tell),
             tokio::spawn(leftovers),
+            tokio::spawn(cluster),
             tokio::spawn(watch),
         ];
         if herald.is_heard() {
@@ -575,12 +584,15 @@ fn listen_address(address: &Address) -> ListenAddress {
     }
 }
 
-fn tls_files(files: &crate::config::TlsFiles) -> TlsFiles {
-    TlsFiles {
-        cert_file: files.cert_file.clone(),
-        key_file: files.key_file.clone(),
-        clients: crate::http::tls::ClientCertificates::None,
-    }
+/// The TLS files of the listener `table`, and whether its clients can do without a certificate: they can where others
+/// are known by a token.
+pub fn tls_files(config: &Config, table: &str, files: &crate::config::TlsFiles) -> TlsFiles {
+    let clients = match &files.client_ca_file {
+        None => ClientCertificates::None,
+        Some(path) if config.needs_certificates(table) => ClientCertificates::Required(path.clone()),
+        Some(path) => ClientCertificates::Optional(path.clone()),
+    };
+    TlsFiles { cert_file: files.cert_file.clone(), key_file: files.key_file.clone(), clients }
 }
 
 /// Signer and admin answer only for hosts that a web page cannot take over (DNS rebinding).

@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod keyring;
+pub mod kubernetes;
 pub mod outbound;
 pub mod publisher;
 pub mod random;

@@ -283,7 +283,45 @@ const BROKEN: &[Broken] = &[
     ("a client without credential", &[("[admin]", "[signer.client.a]\nkeysets = [\"default\"]\n[admin]")]),
     ("a client with two credentials", &[("[admin]", "[signer.client.a]\nuid = 1\ntoken_file = \"a\"\n[admin]")]),
     ("a client's user ID over TCP", &[("[admin]", "[signer.client.a]\nuid = 1000\n[admin]")]),
-    ("a client's certificate", &[("[admin]", "[signer.client.a]\nsan = \"spiffe://a\"\n[admin]")]),
+    ("a client's certificate in clear text", &[("[admin]", "[signer.client.a]\nsan = \"a.internal\"\n[admin]")]),
+    (
+        "a client's certificate on a socket",
+        &[("\"127.0.0.1:8621\"", "\"unix:/run/s.sock\"\nclient.a.san = \"spiffe://example.com/a\"")],
+    ),
+    ("a client who is many", &[("[admin]", "[signer.client.a]\nsan = \"*.internal\"\n[admin]")]),
+    ("a client who is a trust domain", &[("[admin]", "[signer.client.a]\nsan = \"spiffe://a\"\n[admin]")]),
+    ("a client who is an address", &[("[admin]", "[signer.client.a]\nsan = \"10.0.0.7\"\n[admin]")]),
+    ("a client who is nobody", &[("[admin]", "[signer.client.a]\nservice_account = \"orders\"\n[admin]")]),
+    (
+        "two clients with one certificate",
+        &[(
+            "\"127.0.0.1:8621\"",
+            "\"127.0.0.1:8621\"\ntls = { cert_file = \"c\", key_file = \"k\", client_ca_file = \"ca\" }\n\
+             client.a.san = \"a.internal\"\nclient.b.san = \"A.internal\"",
+        )],
+    ),
+    (
+        "an authority without clients",
+        &[(
+            "\"127.0.0.1:8621\"",
+            "\"127.0.0.1:8621\"\ntls = { cert_file = \"c\", key_file = \"k\", client_ca_file = \"ca\" }\n\
+             client.a.token_file = \"a\"",
+        )],
+    ),
+    (
+        "an operator with two roles",
+        &[(
+            "[ops]",
+            "[admin.tls]\ncert_file = \"c\"\nkey_file = \"k\"\nclient_ca_file = \"ca\"\n\
+             [admin.client.operator]\nrole = \"viewer\"\nsan = \"a.internal\"\n[ops]",
+        )],
+    ),
+    ("an operator without authority", &[("[ops]", "[admin.client.a]\nrole = \"viewer\"\nsan = \"a.internal\"\n[ops]")]),
+    ("an operator without a name", &[("[ops]", "[admin.client.a]\nrole = \"viewer\"\n[ops]")]),
+    (
+        "a cluster's keys in clear text",
+        &[("[log]", "[kubernetes]\njwks_url = \"http://kubernetes.default.svc/keys\"\naudience = \" jwksd\"\n[log]")],
+    ),
     ("a client's token in the configuration", &[("[admin]", "[signer.client.a]\ntoken = \"hunter2\"\n[admin]")]),
     (
         "a client of an unknown keyset",
@@ -632,6 +670,31 @@ fn listeners_and_credentials_are_read() {
 }
 
 #[test]
+fn clients_known_by_certificates_and_service_accounts_are_read() {
+    let loaded = valid(&[
+        (
+            "\"127.0.0.1:8621\"",
+            "\"0.0.0.0:8621\"\ntls = { cert_file = \"c\", key_file = \"k\", client_ca_file = \"ca\" }\n\
+             [signer.client.app]\nsan = \"App.Internal\"\n[signer.client.pod]\nservice_account = \"shop/orders\"\n",
+        ),
+        ("[log]", "[kubernetes]\nissuer = \"https://cluster\"\n[log]"),
+    ]);
+    let config = loaded.config;
+    let clients = &config.signer.as_ref().unwrap().clients;
+    assert_eq!(clients[0].credential, ClientCredential::San(config::San::Dns("app.internal".to_owned())));
+    let account = config::ServiceAccount { namespace: "shop".to_owned(), name: "orders".to_owned() };
+    assert_eq!(clients[1].credential, ClientCredential::ServiceAccount(account));
+    let expected = config::Kubernetes { issuer: Some("https://cluster".to_owned()), ..config::Kubernetes::default() };
+    assert_eq!(config.kubernetes, expected);
+    assert!(config.reloadable_files().contains(&"ca".into()));
+    assert!(!config.needs_certificates("signer"), "the pod shows none");
+    let idle = valid(&[("[log]", "[kubernetes]\n[log]")]).warnings;
+    assert!(idle.iter().any(|warning| warning.path == "kubernetes"), "{idle:?}");
+    let same = valid(&[("[log]", "[kubernetes]\nissuer = \"https://a\"\naudience = \"https://a\"\n[log]")]).warnings;
+    assert!(same.iter().any(|warning| warning.path == "kubernetes.audience"), "{same:?}");
+}
+
+#[test]
 fn dubious_settings_are_warned_of() {
     let texts = |replacements: &[(&str, &str)]| {
         valid(replacements).warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
@@ -822,6 +885,8 @@ fn shared_table_is_explained(segments: &[&str]) -> bool {
         ["defaults", ..]
             | ["public" | "admin" | "ops" | "replication", "socket_mode"]
             | ["signer" | "admin" | "ops" | "replication", "tls", ..]
+            // On a Unix socket nobody shows a certificate.
+            | ["signer", "client", "NAME", "san"]
     )
 }
 

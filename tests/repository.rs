@@ -10,13 +10,14 @@ use jwksd::config::{Source, load};
 use jwksd::http::problem::ProblemType;
 
 /// The modules of src/, lower rows later: a module may use its own row and those after it. As in ARCHITECTURE.md.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["main"],
     &["cli"],
     &["app"],
     &["http"],
     &["engine"],
     &["store"],
+    &["kubernetes"],
     &["backend"],
     &["seal"],
     &["publisher"],

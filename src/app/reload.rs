@@ -17,6 +17,7 @@ use crate::engine::{Engine, chain};
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
 use crate::keyring::time::Span;
+use crate::kubernetes::ServiceAccounts;
 
 /// Takes new configurations into the running daemon.
 pub(super) struct Reloader {
@@ -90,7 +91,13 @@ impl Reloader {
 
     /// `tls` is that of the listener `name`.
     pub fn follow_tls(&self, name: &'static str, tls: Arc<Tls>) {
+        self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
         self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, tls));
+    }
+
+    /// Who knows the service accounts of a cluster.
+    pub fn service_accounts(&self) -> Arc<ServiceAccounts> {
+        self.access.service_accounts.clone()
     }
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
@@ -127,10 +134,10 @@ impl Reloader {
         let taken = self.take(&mut running).await;
         if taken.is_err() {
             // A configuration that is broken must not keep a revoked token or an expired certificate in use.
+            // Nor must a certificate of one listener keep what was revoked in use on another.
             let config = running.config.clone();
-            if let Ok(fresh) = self.read(&config, &running.started) {
-                self.put_in_force(fresh);
-            }
+            let (fresh, _) = self.read(&config, &running.started);
+            self.put_in_force(fresh);
         }
         taken
     }
@@ -147,7 +154,10 @@ impl Reloader {
         if !unfit.is_empty() {
             return Err(unfit);
         }
-        let fresh = self.read(&loaded.config, &running.started)?;
+        let (fresh, errors) = self.read(&loaded.config, &running.started);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
         if other {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
@@ -175,9 +185,12 @@ impl Reloader {
     }
 
     /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
-    /// the configuration goes on as it started until the restart that ends it.
-    fn read(&self, config: &Config, started: &Config) -> Result<Fresh, Vec<String>> {
-        let listens = |config: &Config| config.signer.as_ref().map(|signer| signer.listener.clone());
+    /// the configuration goes on as it started until the restart that ends it. What cannot be used is told, and left out.
+    fn read(&self, config: &Config, started: &Config) -> (Fresh, Vec<String>) {
+        let listens = |config: &Config| {
+            let listener = config.signer.as_ref().map(|signer| &signer.listener);
+            listener.map(|listener| (listener.address.clone(), listener.tls.is_some()))
+        };
         let same_signer = listens(started) == listens(config);
         let mut config = config.clone();
         if config.signer.is_none() {
@@ -191,26 +204,37 @@ impl Reloader {
         for (name, current) in self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             let of = |config: &Config| config.listeners().find(|(of, _)| of == name).and_then(|(_, l)| l.tls.clone());
             let Some(files) = of(&config).or_else(|| of(started)) else { continue };
-            match Tls::prepare(&tls_files(&files)) {
-                Ok(prepared) => tls.push((current.clone(), prepared)),
+            match Tls::prepare(&tls_files(&config, name, &files)) {
+                Ok(prepared) => match self.worse(current, &prepared) {
+                    Some(wrong) => errors.push(format!("{name}.tls.cert_file: {}: {wrong}", files.cert_file.display())),
+                    None => tls.push((*name, current.clone(), prepared)),
+                },
                 Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
             }
         }
-        let (credentials, receivers) = (self.access.read(&config), self.receivers.read(&config));
-        errors.extend([credentials.as_ref().err(), receivers.as_ref().err()].into_iter().flatten().map(|e| chain(e)));
-        match (credentials, receivers) {
-            (Ok(credentials), Ok(receivers)) if errors.is_empty() => {
-                Ok(Fresh { credentials, receivers, same_signer, tls })
-            }
-            _ => Err(errors),
-        }
+        let credentials = self.access.read(&config).map_err(|error| errors.push(chain(&error))).ok();
+        let receivers = self.receivers.read(&config).map_err(|error| errors.push(chain(&error))).ok();
+        (Fresh { credentials, receivers, same_signer, tls }, errors)
+    }
+
+    /// Why a renewed certificate is of no use to anybody now.
+    fn worse(&self, current: &Tls, prepared: &PreparedTls) -> Option<String> {
+        // One that goes on as it is must not keep other changes out, whatever has become of it.
+        let renewed = prepared.validity() != current.validity();
+        prepared.validity().refusal(self.engine.clock.now()).filter(|_| renewed)
     }
 
     /// `true` if a certificate or a receiver of notices is another one than before.
     fn put_in_force(&self, fresh: Fresh) -> bool {
-        self.access.replace(fresh.credentials, fresh.same_signer);
-        let exchanged = self.receivers.put_in_force(fresh.receivers);
-        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(exchanged, |any, renewed| any | renewed)
+        if let Some(credentials) = fresh.credentials {
+            self.access.replace(credentials, fresh.same_signer);
+        }
+        let mut renewed = fresh.receivers.is_some_and(|receivers| self.receivers.put_in_force(receivers));
+        for (name, tls, prepared) in fresh.tls {
+            renewed |= tls.replace(prepared);
+            self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
+        }
+        renewed
     }
 
     /// How long to go on serving after SIGTERM, by the configuration that runs.
@@ -236,11 +260,13 @@ impl Reloader {
 
 /// What was read and not put in force yet.
 struct Fresh {
-    credentials: Credentials,
-    receivers: notices::Fresh,
+    /// `None` where one of them cannot be read: then all stay as they are.
+    credentials: Option<Credentials>,
+    /// The same for those who are notified.
+    receivers: Option<notices::Fresh>,
     /// The signer listens where the configuration says.
     same_signer: bool,
-    tls: Vec<(Arc<Tls>, PreparedTls)>,
+    tls: Vec<(&'static str, Arc<Tls>, PreparedTls)>,
 }
 
 fn lines(error: &ConfigErrors) -> Vec<String> {

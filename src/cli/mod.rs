@@ -28,6 +28,7 @@ mod recover;
 mod render;
 mod timeline;
 mod tokens;
+mod trust;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -63,9 +64,16 @@ struct Global {
     /// File with the bearer token [default: from the configuration; $JWKSD_TOKEN is a token itself]
     #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// PEM file with the CA of the daemon's certificate [default: the system's]
+    /// PEM file with the CA of the daemon's certificate [default: the certificate that the configuration names, and the
+    /// system's CAs]
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// PEM file with a certificate to show (mutual TLS); a token is then needed no more
+    #[arg(long, global = true, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// PEM file with the private key of --client-cert
+    #[arg(long, global = true, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,

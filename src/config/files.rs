@@ -27,12 +27,19 @@ pub fn examine_files(config: &Config) -> FileReport {
             report.readable(format!("{table}.tls.cert_file"), &tls.cert_file);
             report.readable(format!("{table}.tls.key_file"), &tls.key_file);
             report.private(format!("{table}.tls.key_file"), &tls.key_file);
+            if let Some(path) = &tls.client_ca_file {
+                report.readable(format!("{table}.tls.client_ca_file"), path);
+            }
         }
     }
     for client in config.signer.iter().flat_map(|signer| &signer.clients) {
         if let ClientCredential::TokenFile(path) = &client.credential {
             report.token(format!("signer.client.{}.token_file", client.name), path, false);
         }
+    }
+    let kubernetes = [("ca_file", &config.kubernetes.ca_file), ("token_file", &config.kubernetes.token_file)];
+    for (key, path) in kubernetes.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        report.readable(format!("kubernetes.{key}"), path);
     }
     for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
         if let SecretSource::File(path) = &token.source {

@@ -6,6 +6,7 @@
 
 mod env;
 mod files;
+mod identity;
 mod load;
 mod notice;
 mod problem;
@@ -28,6 +29,7 @@ use crate::keyring::time::Span;
 
 pub use env::PREFIX as ENVIRONMENT_PREFIX;
 pub use files::{FileReport, examine_files};
+pub use identity::{Kubernetes, San, ServiceAccount};
 pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
 pub use notice::{NoticeSecretError, NoticeSecrets, Receiver};
 pub use problem::Problem;
@@ -53,6 +55,8 @@ pub struct Config {
     pub ops: Option<Listener>,
     /// Signers without access to the store; `None`: off.
     pub replication: Option<Replication>,
+    /// How service accounts of signer clients are verified.
+    pub kubernetes: Kubernetes,
     pub store: Store,
     pub seal: Seal,
     /// In the order of the file; none for a signer, which goes by what is stored.
@@ -113,6 +117,8 @@ pub enum Address {
 pub struct TlsFiles {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
+    /// Who vouches for clients that show a certificate; `None`: none is asked for.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The listener for applications.
@@ -143,16 +149,31 @@ pub enum ClientCredential {
     TokenFile(PathBuf),
     /// The user ID of the process at the other end of a Unix socket.
     Uid(u32),
+    /// A certificate with this name, under the listener's client CA.
+    San(San),
+    /// A token of the cluster for this service account.
+    ServiceAccount(ServiceAccount),
 }
 
 /// The listener for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub listener: Listener,
-    /// At least one.
+    /// At least one, or one of `clients`.
     pub tokens: Vec<AdminToken>,
+    /// Those who show a certificate.
+    pub clients: Vec<AdminClient>,
     /// Whether the page for people is served.
     pub page: bool,
+}
+
+/// An operator who is known by a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminClient {
+    /// Who acts, in the audit log.
+    pub name: Name,
+    pub role: Role,
+    pub san: San,
 }
 
 /// A bearer token of the admin listener.
@@ -164,7 +185,7 @@ pub struct AdminToken {
     pub source: SecretSource,
 }
 
-/// What the holder of an admin token may do.
+/// What somebody on the admin listener may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Reads.
@@ -300,10 +321,22 @@ impl Config {
         self.keysets.iter().find(|keyset| keyset.name.as_str() == name)
     }
 
+    /// Whether everybody on the listener of this table proves who they are by a certificate, and nobody in another way.
+    pub fn needs_certificates(&self, table: &str) -> bool {
+        match table {
+            "signer" => self.signer.iter().flat_map(|signer| &signer.clients).all(SignerClient::shows_certificate),
+            "admin" => self.admin.iter().all(|admin| admin.tokens.is_empty()),
+            _ => false,
+        }
+    }
+
     /// The files whose content is re-read when it changes: tokens and certificates, not the configuration itself.
     pub fn reloadable_files(&self) -> Vec<PathBuf> {
         let tls = self.listeners().filter_map(|(_, listener)| listener.tls.as_ref());
-        let mut files: Vec<PathBuf> = tls.flat_map(|tls| [tls.cert_file.clone(), tls.key_file.clone()]).collect();
+        let mut files: Vec<PathBuf> = tls
+            .flat_map(|tls| [Some(tls.cert_file.clone()), Some(tls.key_file.clone()), tls.client_ca_file.clone()])
+            .flatten()
+            .collect();
         files.extend(self.signer.iter().flat_map(|signer| &signer.clients).filter_map(SignerClient::token_file));
         let admins = self.admin.iter().flat_map(|admin| &admin.tokens).map(|token| &token.source);
         let replicas = self.replication.iter().flat_map(|listener| &listener.clients).map(|client| &client.token);
@@ -317,10 +350,14 @@ impl Config {
 }
 
 impl SignerClient {
+    fn shows_certificate(&self) -> bool {
+        matches!(self.credential, ClientCredential::San(_))
+    }
+
     fn token_file(&self) -> Option<PathBuf> {
         match &self.credential {
             ClientCredential::TokenFile(path) => Some(path.clone()),
-            ClientCredential::Uid(_) => None,
+            ClientCredential::Uid(_) | ClientCredential::San(_) | ClientCredential::ServiceAccount(_) => None,
         }
     }
 }

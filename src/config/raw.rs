@@ -87,6 +87,7 @@ tables! {
         admin: Admin,
         ops: Public,
         replication: Replication,
+        kubernetes: Kubernetes,
         store: Store,
         seal: Seal,
         issuer: Named<Issuer>,
@@ -106,7 +107,7 @@ tables! {
         listen: String,
         socket_mode: String,
         sign_deadline: Span,
-        tls: Tls,
+        tls: MutualTls,
         client: Named<SignerClient>,
     }
     SignerClient {
@@ -114,7 +115,8 @@ tables! {
         uid: u32,
         keysets: Vec<String>,
         audiences: Vec<String>,
-        san: MutualTls,
+        san: String,
+        service_account: String,
         token: InlineToken,
         secret: InlineToken,
         password: InlineToken,
@@ -122,9 +124,17 @@ tables! {
     Admin {
         listen: String,
         socket_mode: String,
-        tls: Tls,
+        tls: MutualTls,
         page: bool,
         token: Named<AdminToken>,
+        client: Named<AdminClient>,
+    }
+    AdminClient {
+        role: String,
+        san: String,
+        token: InlineToken,
+        secret: InlineToken,
+        password: InlineToken,
     }
     AdminToken {
         role: String,
@@ -151,9 +161,27 @@ tables! {
     Tls {
         cert_file: PathBuf,
         key_file: PathBuf,
-        client_ca_file: MutualTls,
+        client_ca_file: NoClientCertificates,
         cert: InlinePem,
         key: InlinePem,
+    }
+    /// TLS of a listener that may know clients by their certificates.
+    MutualTls {
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        client_ca_file: PathBuf,
+        cert: InlinePem,
+        key: InlinePem,
+        client_ca: InlinePem,
+    }
+    Kubernetes {
+        issuer: String,
+        jwks_url: String,
+        ca_file: PathBuf,
+        token_file: PathBuf,
+        audience: String,
+        token: InlineToken,
+        ca: InlinePem,
     }
     Store {
         kind: String,
@@ -288,6 +316,12 @@ tables! {
     }
 }
 
+impl From<Tls> for MutualTls {
+    fn from(tls: Tls) -> Self {
+        MutualTls { cert_file: tls.cert_file, key_file: tls.key_file, ..MutualTls::default() }
+    }
+}
+
 /// Declares keys that are recognised and refused, with the reason.
 macro_rules! refused {
     ($( $(#[$meta:meta])* $marker:ident: $reason:literal; )*) => { $(
@@ -307,7 +341,8 @@ macro_rules! refused {
 }
 
 refused! {
-    MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
+    NoClientCertificates: "only [signer] and [admin] know clients by their certificates: leave it out here (verifiers, \
+        kubelet and Prometheus show none, and signers show tokens to [replication])";
     AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
         profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where, with `file` or \
@@ -318,7 +353,7 @@ refused! {
     InlineNoticeSecret: "secrets do not stand in the configuration: write the secret elsewhere and say where, with \
         `secret_file` or `secret_env`";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
-        `key_file`, or `ca_file`";
+        `key_file`, `client_ca_file` or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
         key in AWS KMS with `key_id`";
 }

@@ -15,6 +15,7 @@ use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::random;
 use crate::store::ledger::{LedgerError, Loaded, Settled};
+pub use crate::telemetry::chain;
 use crate::telemetry::metrics::{BackendOperation, BackendOutcome, RotationFailureReason, RotationStep};
 
 /// What a keyset wants after a pass.
@@ -537,16 +538,4 @@ pub(super) fn outcome_of(kind: BackendErrorKind) -> BackendOutcome {
             BackendOutcome::Failed
         }
     }
-}
-
-/// An error with its causes, for the log.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

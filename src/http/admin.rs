@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::audit::{AuditPage, AuditQuery};
-use super::auth::{Authenticator, Source};
+use super::auth::{Authenticator, Source, Unauthorized};
+use super::certificate::{Certificates, ClientCertificate};
 use super::json::OptionalJson;
 use super::listener::Peer;
 use super::openapi::ProblemBody;
@@ -41,6 +42,7 @@ pub type Reload =
 pub struct AdminState {
     pub engine: Arc<Engine>,
     pub tokens: Arc<Authenticator<Role>>,
+    pub certificates: Arc<Certificates<Role>>,
     pub reload: Reload,
     /// Whether the page for people is served.
     pub page: bool,
@@ -87,22 +89,23 @@ pub fn router(state: AdminState) -> Router {
     if page { api.route("/", get(super::page::page).fallback(method_not_allowed)) } else { api }
 }
 
-/// Every request needs a token; every request that changes something needs an operator's.
+/// Every request needs a token or a certificate; every request that changes something needs an operator's.
 async fn authenticate(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
-    let token = match state.tokens.authenticate(request.headers(), Source::from(&peer)).await {
-        Ok(token) => token,
-        Err(unauthorized) => {
-            state.engine.metrics.admin_auth_failed();
-            return unauthorized.into_response();
-        }
-    };
+    let (name, role) =
+        match state.identify(request.headers(), request.extensions().get::<ClientCertificate>(), &peer).await {
+            Ok(identified) => identified,
+            Err(unauthorized) => {
+                state.engine.metrics.admin_auth_failed();
+                return unauthorized.into_response();
+            }
+        };
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !reads && token.role != Role::Operator {
-        let detail = "This token's role is viewer; changing something takes an operator.";
+    if !reads && role != Role::Operator {
+        let detail = "The role of these credentials is viewer; changing something takes an operator.";
         return Problem::new(ProblemType::Forbidden).detail(detail).into_response();
     }
-    request.extensions_mut().insert(Actor { name: token.name.clone(), role: token.role });
+    request.extensions_mut().insert(Actor { name, role });
     next.run(request).await
 }
 
@@ -427,6 +430,23 @@ pub(super) struct Call {
 }
 
 impl AdminState {
+    /// What a request itself brings along says more of who asks than its connection: a valid token comes first.
+    async fn identify(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&ClientCertificate>,
+        peer: &Peer,
+    ) -> Result<(Name, Role), Unauthorized> {
+        if let Some(token) = self.tokens.recognise(headers) {
+            return Ok((token.name.clone(), token.role));
+        }
+        if let Some(client) = self.certificates.recognise(certificate) {
+            return Ok((client.name.clone(), client.role));
+        }
+        let token = self.tokens.authenticate(headers, Source::from(peer)).await?;
+        Ok((token.name.clone(), token.role))
+    }
+
     pub(super) fn cell(&self, keyset: &str) -> Result<Arc<KeysetCell>, Problem> {
         let shown: String = keyset.chars().take(63).collect();
         let detail = || format!("There is no keyset `{shown}`.");

@@ -157,7 +157,7 @@ impl BoundListener {
 
     /// Serves until `shutdown`, then answers what was asked and returns. HTTP/1.1 and HTTP/2, over TLS (ALPN) or not
     /// (prior knowledge); [`Edge`] is put around `router`; requests carry [`Peer`], [`super::middleware::RequestId`] and,
-    /// where one was shown, [`super::tls::ClientCertificate`] in their extensions.
+    /// where one was shown, [`super::certificate::ClientCertificate`] in their extensions.
     pub async fn serve(self, router: Router, options: ListenerOptions, shutdown: CancellationToken) -> Drained {
         let edge = Edge::new(router, options.name, options.body_timeout).with_body_limit(options.body_limit);
         let connections = Arc::new(Connections::new(edge, options.clone(), shutdown.clone()));

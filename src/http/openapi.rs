@@ -135,6 +135,9 @@ impl utoipa::Modify for Common {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(scheme));
+        let description = Some("Where the listener has a client_ca_file".to_owned());
+        let certificate = SecurityScheme::MutualTls { description, deprecated: None, extensions: None };
+        components.add_security_scheme("certificate", certificate);
         for (path, item) in &mut api.paths.paths {
             let PathItem { get, put, post, delete, .. } = item;
             if let Some(show) = get.as_mut().filter(|_| path == SHARED) {
@@ -178,11 +181,13 @@ fn complete(operation: &mut Operation) {
         let problem = ResponseBuilder::new().description(what).content(PROBLEM_JSON, body).build();
         operation.responses.responses.entry(class.to_owned()).or_insert_with(|| problem.into());
     }
-    let token = || SecurityRequirement::new("token", Vec::<String>::new());
+    let by = |scheme: &str| SecurityRequirement::new(scheme, Vec::<String>::new());
     operation.security = if has_tag(operation, "signer") {
-        Some(vec![SecurityRequirement::default(), token()])
-    } else if has_tag(operation, "admin") || has_tag(operation, "replication") {
-        Some(vec![token()])
+        Some(vec![SecurityRequirement::default(), by("token"), by("certificate")])
+    } else if has_tag(operation, "admin") {
+        Some(vec![by("token"), by("certificate")])
+    } else if has_tag(operation, "replication") {
+        Some(vec![by("token")])
     } else {
         Some(Vec::new())
     };

@@ -175,6 +175,17 @@ impl Metrics {
         self.series.alarms[alarm.index()].store(raised_by, Relaxed);
     }
 
+    /// `jwksd_certificate_expiry_timestamp_seconds`; the series appears where it is new.
+    pub fn set_certificate_expiry(&self, listener: &'static str, at: Timestamp) {
+        write(&self.series.certificates).insert(listener, at);
+    }
+
+    /// `jwksd_cluster_keys_confirmed_timestamp_seconds`; 0 before the first time, and no series where there are no service
+    /// accounts.
+    pub fn set_cluster_keys_confirmed(&self, at: Option<Timestamp>) {
+        *write(&self.series.cluster_keys) = at;
+    }
+
     /// The page for a scraper with this `Accept` header: the content type and the body. With very many keysets the
     /// body is large; [`write`](Self::write) needs no memory for it.
     pub fn render(&self, accept: Option<&str>) -> (&'static str, String) {
@@ -350,6 +361,10 @@ struct Series {
     keysets: RwLock<BTreeMap<Name, RegisteredKeyset>>,
     issuers: RwLock<BTreeMap<Name, Arc<IssuerSeries>>>,
     backends: RwLock<BTreeMap<&'static str, Arc<BackendSeries>>>,
+    /// By listener: those that speak TLS.
+    certificates: RwLock<BTreeMap<&'static str, Timestamp>>,
+    /// `None`: no service account may sign.
+    cluster_keys: RwLock<Option<Timestamp>>,
     staleness_limit_millis: AtomicU64,
     admin_auth_failures: AtomicU64,
     notices: [AtomicU64; NoticeOutcome::COUNT],
@@ -415,6 +430,8 @@ impl Series {
             keysets: RwLock::default(),
             issuers: RwLock::default(),
             backends: RwLock::default(),
+            certificates: RwLock::default(),
+            cluster_keys: RwLock::default(),
             staleness_limit_millis: AtomicU64::new(0),
             admin_auth_failures: AtomicU64::new(0),
             notices: zeros(),

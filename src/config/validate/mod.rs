@@ -3,6 +3,7 @@
 mod aws_kms;
 mod issuers;
 mod keysets;
+mod kubernetes;
 mod listeners;
 mod notices;
 mod publishers;
@@ -60,6 +61,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
         replication: raw.replication,
     };
     let listeners = listeners::validate(given, role, known.as_ref(), report);
+    let kubernetes = kubernetes::validate(raw.kubernetes, listeners.signer.as_ref(), report);
     if let Some(StoreKind::Upstream(upstream)) = store.as_ref().map(|store| &store.kind)
         && upstream.keysets.is_some()
         && listeners.public.is_some()
@@ -82,6 +84,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
             admin: listeners.admin,
             ops: listeners.ops,
             replication: listeners.replication,
+            kubernetes,
             store,
             seal,
             issuers,

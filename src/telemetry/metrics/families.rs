@@ -261,6 +261,22 @@ fn daemon(page: &mut Page<'_>, series: &Series) -> fmt::Result {
     page.gauge("jwksd_config_last_reload_successful", help, |family| {
         family.integer(&[], series.config_last_reload_successful.load(Relaxed))
     })?;
+    let certificates = read(&series.certificates).clone();
+    if !certificates.is_empty() {
+        let help = "When the certificate that a listener shows expires";
+        page.gauge("jwksd_certificate_expiry_timestamp_seconds", help, |family| {
+            certificates.iter().try_for_each(|(listener, at)| {
+                family.seconds(&[("listener", listener)], at.as_millis() as f64 / 1000.0)
+            })
+        })?;
+    }
+    let cluster_keys = *read(&series.cluster_keys);
+    if let Some(at) = cluster_keys {
+        let help = "When the API server last served the keys that verify service accounts, 0 before the first time";
+        page.gauge("jwksd_cluster_keys_confirmed_timestamp_seconds", help, |family| {
+            family.seconds(&[], at.as_millis() as f64 / 1000.0)
+        })?;
+    }
     page.gauge("jwksd_clock_frozen", "Whether transitions wait because the clock cannot be trusted", |family| {
         family.integer(&[], series.clock_frozen.load(Relaxed))
     })?;
