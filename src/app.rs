@@ -26,6 +26,7 @@ use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
+use crate::http::access::AccessLog;
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
@@ -128,6 +129,7 @@ pub struct App {
     remote: bool,
     /// What other replicas fetch here.
     relay: Option<Arc<Relay>>,
+    access_log: Arc<AccessLog>,
     /// Listeners end, and answers are held back no longer.
     shutdown: CancellationToken,
 }
@@ -191,7 +193,9 @@ impl App {
         engine.place_at(publishers::places(&config));
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let access = Arc::new(access::Access::new(&engine, &config, variables)?);
+        let access_log = Arc::new(AccessLog::new());
         let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
+        reloader.follow_access_log(access_log.clone(), &config);
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
             let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
@@ -224,7 +228,7 @@ impl App {
             listeners.push(Bound { name, listener: socket, router, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
-        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, access_log, shutdown })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -238,7 +242,7 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, access_log, shutdown } = self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
         let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone(), relay.clone()));
@@ -264,7 +268,7 @@ impl App {
         }
         let mut serving = JoinSet::new();
         for bound in listeners {
-            let options = options(bound.name, bound.tls);
+            let options = ListenerOptions { access_log: access_log.clone(), ..options(bound.name, bound.tls) };
             tracing::info!(listener = bound.name, address = %bound.listener.local_addr(), "listening");
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }

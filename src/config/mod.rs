@@ -13,6 +13,7 @@ mod raw;
 mod restart;
 mod secret;
 mod store;
+mod telemetry;
 mod validate;
 mod value;
 mod watch;
@@ -34,6 +35,7 @@ pub use raw::{KnownKey, known_keys};
 pub use restart::{restart_first, restart_needed};
 pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
 pub use store::{Initialise, Postgres, Store, StoreKind, Upstream};
+pub use telemetry::{AccessLog, Share, Telemetry, Traces};
 pub use value::Format;
 pub use watch::{ContentDigest, POLL_INTERVAL, Watch};
 
@@ -62,6 +64,7 @@ pub struct Config {
     /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
     pub aws_kms: AwsKms,
     pub log: Log,
+    pub telemetry: Telemetry,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
 }
