@@ -133,7 +133,8 @@ async fn a_signature_is_a_trace_that_continues_its_callers() {
         let parent = format!("00-{TRACE}-{CALLER}-01");
         let answer = sign(&daemon, keyset, Some(&parent)).bearer(client.trim()).expect(200).await;
         tokens.push(answer.json()["token"].as_str().unwrap().to_owned());
-        let signed = [("jwksd.keyset", keyset), ("jwksd.alg", alg), ("jwksd.backend", "local"), ("jwksd.outcome", "issued")];
+        let signed =
+            [("jwksd.keyset", keyset), ("jwksd.alg", alg), ("jwksd.backend", "local"), ("jwksd.outcome", "issued")];
         let span = receiver.span("the span of the signature", |span| is(span, "sign", &signed)).await;
         assert_eq!(hex(&span.trace_id), TRACE);
         let request = receiver.span("its request", |request| request.span_id == span.parent_span_id).await;
@@ -142,7 +143,9 @@ async fn a_signature_is_a_trace_that_continues_its_callers() {
         let details = [("http.response.status_code", "200"), ("jwksd.listener", "signer"), ("jwksd.client", "app")];
         assert!(details.iter().all(|(key, value)| attribute(&request, key).as_deref() == Some(value)), "{request:?}");
         let call = [("jwksd.operation", "sign"), ("jwksd.outcome", "ok")];
-        receiver.span("the backend's part", |part| part.parent_span_id == span.span_id && is(part, "backend", &call)).await;
+        receiver
+            .span("the backend's part", |part| part.parent_span_id == span.span_id && is(part, "backend", &call))
+            .await;
     }
     // The caller's mistake is no failure of ours, and a caller that does not record is not recorded.
     let short = Call::post(&daemon, "signer", "/v1/keysets/default/sign").bearer(client.trim());

@@ -39,6 +39,11 @@ pub fn promtool() -> PathBuf {
     tool("JWKSD_TEST_PROMTOOL", "/usr/bin/promtool")
 }
 
+/// The server, from the same Debian package.
+pub fn prometheus() -> PathBuf {
+    tool("JWKSD_TEST_PROMETHEUS", "/usr/bin/prometheus")
+}
+
 /// A program of the PostgreSQL server, which Debian keeps out of `PATH`.
 pub fn postgres_program(name: &str) -> PathBuf {
     tool("JWKSD_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin").join(name)
