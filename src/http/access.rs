@@ -170,7 +170,7 @@ impl Watched {
         let (route, client) = (self.notes.route(), self.notes.0.client.get().map(String::as_str));
         if !self.span.is_disabled() {
             let method = known(&self.method);
-            self.span.record("otel.name", route.map_or(method.to_owned(), |route| format!("{method} {route}")));
+            traces::name(&self.span, route.map_or(method.to_owned(), |route| format!("{method} {route}")));
             self.span.record("http.route", route).record("jwksd.client", client);
             self.span.record("http.response.status_code", status.as_u16());
             if status.is_server_error() {

@@ -47,8 +47,9 @@ impl Prometheus {
 
     /// What a query gives; one that is refused fails the test.
     pub async fn query(&self, expression: &str) -> Vec<Value> {
-        let query = [("query", expression)];
-        let answer = self.http.post(format!("{}/api/v1/query", self.url)).form(&query).send().await.unwrap();
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let form = self.http.post(format!("{}/api/v1/query", self.url)).body(format!("query={encoded}"));
+        let answer = form.header("content-type", "application/x-www-form-urlencoded").send().await.unwrap();
         let answer: Value = answer.json().await.unwrap();
         assert_eq!(answer["status"], "success", "{expression}: {answer}");
         answer["data"]["result"].as_array().cloned().unwrap_or_default()

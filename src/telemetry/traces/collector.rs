@@ -104,6 +104,11 @@ pub(super) fn context_of(span: &Span) -> Option<TraceParent> {
     })
 }
 
+/// Gives a span that has begun another name.
+pub(super) fn rename(span: &Span, name: String) {
+    span.context().span().update_name(name);
+}
+
 /// The HTTP client of the sending thread.
 #[derive(Debug)]
 struct Collector {

@@ -40,7 +40,6 @@ pub fn request(listener: &'static str, method: &str, parent: Option<TraceParent>
     let span = span!(
         "request",
         otel.kind = "server",
-        otel.name = empty,
         otel.status_code = empty,
         jwksd.listener = listener,
         http.request.method = method,
@@ -54,6 +53,14 @@ pub fn request(listener: &'static str, method: &str, parent: Option<TraceParent>
     }
     let _ = parent;
     span
+}
+
+/// How a [`request`] is called, once its route is known.
+pub fn name(span: &Span, name: String) {
+    #[cfg(feature = "otel")]
+    collector::rename(span, name);
+    #[cfg(not(feature = "otel"))]
+    let _ = (span, name);
 }
 
 /// One signature, from the accepted request to the token or the refusal.
