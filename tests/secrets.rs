@@ -289,7 +289,7 @@ async fn access_lines_tell_of_requests_and_repeat_nothing_that_callers_made_up()
         call(Method::GET, listener, &lost).expect(404).await;
     }
     call(Method::from_bytes(method.as_bytes()).unwrap(), "admin", "/v1/keysets/default").expect(405).await;
-    call(Method::GET, "admin", "/v1/keysets/default").expect(200).await;
+    Call::get(&daemon, "admin", "/v1/keysets/default").expect(200).await;
     call(Method::GET, "public", "/.well-known/jwks.json").expect(200).await;
     call(Method::GET, "ops", "/metrics").expect(200).await;
     call(Method::GET, "ops", "/readyz").expect(200).await;
@@ -343,7 +343,7 @@ async fn access_lines_tell_of_requests_and_repeat_nothing_that_callers_made_up()
         access_lines(&daemon).len()
     };
     let before = exchange("enabled = true\nlisteners = [\"public\"]\nsample_ratio = 0\n").await;
-    call(Method::GET, "admin", "/v1/keysets").expect(200).await;
+    Call::get(&daemon, "admin", "/v1/keysets").expect(200).await;
     call(Method::GET, "public", "/.well-known/jwks.json").expect(200).await;
     call(Method::GET, "public", "/no").expect(404).await;
     support::eventually("the failure", support::PATIENCE, async || {
