@@ -9,7 +9,7 @@ use crate::keyring::record::{Key, Keyring};
 use crate::seal::data_keys::DataKeys;
 use crate::store::ledger::{Ledger, refuse_in_use};
 #[cfg(feature = "otel")]
-use crate::telemetry::traces::collector;
+use crate::telemetry::traces::collector::{self, Sending};
 use crate::telemetry::{hardening, logging};
 
 pub(super) fn serve(global: &Global) -> Outcome {
@@ -52,7 +52,7 @@ pub(super) fn read(source: &Source) -> Result<Loaded, Failure> {
 
 /// The log, and traces where they are wanted: what is returned sends them.
 #[cfg(feature = "otel")]
-fn start_telemetry(loaded: &Loaded) -> Result<Option<collector::Sending>, Failure> {
+fn start_telemetry(loaded: &Loaded) -> Result<Option<Sending>, Failure> {
     let Some(traces) = &loaded.config.telemetry.traces else { return start_logging(loaded).map(|()| None) };
     let settings =
         collector::Settings { endpoint: traces.endpoint.clone(), sample_ratio: traces.sample_ratio.as_f64() };
@@ -65,9 +65,13 @@ fn start_telemetry(loaded: &Loaded) -> Result<Option<collector::Sending>, Failur
 
 /// The log; this build has no traces, and refuses a configuration with them.
 #[cfg(not(feature = "otel"))]
-fn start_telemetry(loaded: &Loaded) -> Outcome {
-    start_logging(loaded)
+fn start_telemetry(loaded: &Loaded) -> Result<Option<Sending>, Failure> {
+    start_logging(loaded).map(|()| None)
 }
+
+/// Nothing does.
+#[cfg(not(feature = "otel"))]
+enum Sending {}
 
 pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
     let (format, filter) = log_of(loaded)?;

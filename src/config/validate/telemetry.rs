@@ -37,14 +37,12 @@ fn traces(raw: RawTraces, report: &mut Report) -> Traces {
                        --features otel`";
         report.refuse("telemetry.traces", message);
     }
-    if let Some(endpoint) = &raw.endpoint {
-        if let Err(problem) = parse_url(endpoint) {
-            let message = format!(
-                "{problem}; it is the base URL of a collector, such as \"http://localhost:4318\", and credentials come from the \
-                 environment (OTEL_EXPORTER_OTLP_HEADERS)"
-            );
-            report.refuse("telemetry.traces.endpoint", message);
-        }
+    if let Some(Err(problem)) = raw.endpoint.as_deref().map(parse_url) {
+        let message = format!(
+            "{problem}; it is the base URL of a collector, such as \"http://localhost:4318\", and credentials come from the \
+             environment (OTEL_EXPORTER_OTLP_HEADERS)"
+        );
+        report.refuse("telemetry.traces.endpoint", message);
     }
     Traces { endpoint: raw.endpoint, sample_ratio: raw.sample_ratio.unwrap_or(Share::ALL) }
 }
