@@ -28,6 +28,7 @@ use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
+use crate::http::access::AccessLog;
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
@@ -133,6 +134,7 @@ pub struct App {
     remote: bool,
     /// What other replicas fetch here.
     relay: Option<Arc<Relay>>,
+    access_log: Arc<AccessLog>,
     /// Listeners end, and answers are held back no longer.
     shutdown: CancellationToken,
 }
@@ -199,10 +201,12 @@ impl App {
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let access = Arc::new(access::Access::new(&engine, &config, variables.clone())?);
         let receivers = notices::Receivers::new(engine.clone(), &config, variables)?;
+        let access_log = Arc::new(AccessLog::new());
         let credentials = (access.clone(), receivers);
         let herald = Arc::new(herald::Herald::new(systemd, engine.clone()));
         let (reloading, telling) = (engine.clone(), herald.clone());
         let reloader = Arc::new(reload::Reloader::new(reloading, credentials, source, loaded, attention, telling));
+        reloader.follow_access_log(access_log.clone(), &config);
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
             let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(&config, name, files))).transpose()?;
@@ -240,7 +244,7 @@ impl App {
             listeners.push(Bound { name, listener: socket, router, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
-        Ok(App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, shutdown })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, access_log, shutdown })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -254,7 +258,8 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, shutdown } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, access_log, shutdown } =
+            self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
         let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone(), relay.clone()));
@@ -281,7 +286,7 @@ impl App {
         }
         let mut serving = JoinSet::new();
         for bound in listeners {
-            let options = options(bound.name, bound.tls);
+            let options = ListenerOptions { access_log: access_log.clone(), ..options(bound.name, bound.tls) };
             tracing::info!(listener = bound.name, address = %bound.listener.local_addr(), "listening");
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }

@@ -817,6 +817,8 @@ fn the_reference_names_every_key_and_no_other() {
                 stands(&table, &segments)
                     || (segments[0] == "store" && stores.iter().any(|store| stands(store, &segments)))
                     || shared_table_is_explained(&segments)
+                    // Other builds refuse it: tests/traces.rs loads it from the comments.
+                    || (segments[..2] == ["telemetry", "traces"] && text.contains(&format!("\n# {leaf} = ")))
                     || (key.path == "seal.key_id" && stands(&table, &["seal", "previous", "NAME", "key_id"])),
                 "{} is not in the reference",
                 key.path
@@ -911,6 +913,7 @@ fn the_reference_shows_the_defaults() {
     assert_eq!(shown.tokens.types, default.tokens.types);
     assert_eq!(shown.tokens.backdate, default.tokens.backdate);
     assert_eq!(reference.log, plain.log);
+    assert_eq!(reference.telemetry, plain.telemetry);
     assert_eq!(reference.shutdown_delay, plain.shutdown_delay);
     assert_eq!(reference.store, plain.store);
     assert_eq!(reference.signer.unwrap().sign_deadline, plain.signer.unwrap().sign_deadline);
@@ -1045,4 +1048,31 @@ fn a_key_in_aws_kms_may_be_named_in_each_way_that_the_service_knows() {
         let loaded = load(&toml(&changed)).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(loaded.config.seal.key, config::SealKey::AwsKms { key_id: key_id.to_owned() });
     }
+}
+
+#[test]
+fn telemetry_is_refused_in_words_that_help() {
+    let refused = |tables: &str| match load(&toml(format!("{BASE}{tables}"))) {
+        Err(ConfigErrors::Invalid(invalid)) => {
+            invalid.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        }
+        other => panic!("{tables}: {other:?}"),
+    };
+    let listeners = refused("[telemetry.access_log]\nlisteners = [\"sinner\"]\n");
+    assert!(listeners.contains("telemetry.access_log.listeners") && listeners.contains("`signer`"), "{listeners}");
+    for share in ["1.5", "-0.1", "2", "nan"] {
+        let told = refused(&format!("[telemetry.access_log]\nsample_ratio = {share}\n"));
+        assert!(told.contains("a share is from 0 (none) to 1 (all)"), "{told}");
+    }
+    assert!(refused("[telemetry.access_log]\nsample_ratio = \"10%\"\n").contains("such as 0.1"));
+    assert!(refused("[telemetry.traces]\nendpoint = \"localhost:4318\"\n").contains("base URL of a collector"));
+    if !cfg!(feature = "otel") {
+        let told = refused("[telemetry.traces]\n");
+        assert!(told.contains("telemetry.traces") && told.contains("--features otel"), "{told}");
+    }
+    let variables =
+        [("JWKSD__TELEMETRY__ACCESS_LOG__ENABLED", "true"), ("JWKSD__TELEMETRY__ACCESS_LOG__SAMPLE_RATIO", "0.25")];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let loaded = config::load(&toml(BASE), variables.into_iter()).unwrap().config.telemetry.access_log;
+    assert!(loaded.enabled && loaded.sample_ratio.millionths() == 250_000, "{loaded:?}");
 }

@@ -1,7 +1,7 @@
 //! Re-reading configuration, tokens and certificates: all or nothing, and what runs goes on when it is invalid.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::config::{
     Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_first, restart_needed,
 };
 use crate::engine::{Engine, chain};
+use crate::http::access::AccessLog;
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
 use crate::keyring::time::Span;
@@ -27,6 +28,7 @@ pub(super) struct Reloader {
     source: Source,
     running: tokio::sync::Mutex<Running>,
     tls: Mutex<Vec<(&'static str, Arc<Tls>)>>,
+    access_log: OnceLock<Arc<AccessLog>>,
     /// What was wrong at the last attempt; empty when nothing was.
     wrong: Mutex<Vec<String>>,
     attention: tokio::sync::Mutex<Attention>,
@@ -80,6 +82,7 @@ impl Reloader {
             engine,
             access,
             receivers,
+            access_log: OnceLock::new(),
             source,
             running: tokio::sync::Mutex::new(running),
             tls: Mutex::default(),
@@ -98,6 +101,12 @@ impl Reloader {
     /// Who knows the service accounts of a cluster.
     pub fn service_accounts(&self) -> Arc<ServiceAccounts> {
         self.access.service_accounts.clone()
+    }
+
+    /// `log` writes lines as the configuration wants, now and after each reload.
+    pub fn follow_access_log(&self, log: Arc<AccessLog>, config: &Config) {
+        set_access_log(&log, config);
+        let _ = self.access_log.set(log);
     }
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
@@ -162,6 +171,9 @@ impl Reloader {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
             self.engine.set_settings(settings(&loaded.config));
+            if let Some(log) = self.access_log.get() {
+                set_access_log(log, &loaded.config);
+            }
             if !self.engine.is_reader() {
                 self.engine.clock.set_tolerance(tolerance(&loaded.config));
             }
@@ -256,6 +268,13 @@ impl Reloader {
             }
         }
     }
+}
+
+/// Access lines as `config` wants them.
+fn set_access_log(log: &AccessLog, config: &Config) {
+    let wanted = &config.telemetry.access_log;
+    let listeners = if wanted.enabled { wanted.listeners.as_slice() } else { &[] };
+    log.set(listeners, wanted.sample_ratio.millionths());
 }
 
 /// What was read and not put in force yet.

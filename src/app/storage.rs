@@ -16,6 +16,7 @@ use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Site, Unauthenticated};
 use crate::store::memory::MemoryStore;
 use crate::store::relay::Relay;
+use crate::store::traced::TracedStore;
 use crate::store::{Document, Store, StoreError};
 
 /// A shared store that cannot be opened at a start is tried again at these intervals.
@@ -116,6 +117,7 @@ pub(super) type Served = (Arc<dyn Store>, Option<Arc<Relay>>);
 
 /// Puts a relay around the store where replicas fetch from this process.
 pub(super) fn relayed(config: &Config, store: Arc<dyn Store>, clock: &Arc<TrustedClock>) -> Served {
+    let store = if config.telemetry.traces.is_some() { Arc::new(TracedStore(store)) as Arc<dyn Store> } else { store };
     if config.replication.is_none() {
         return (store, None);
     }

@@ -15,6 +15,7 @@ mod raw;
 mod restart;
 mod secret;
 mod store;
+mod telemetry;
 mod validate;
 mod value;
 mod watch;
@@ -38,6 +39,7 @@ pub use raw::{KnownKey, known_keys};
 pub use restart::{restart_first, restart_needed};
 pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
 pub use store::{Initialise, Postgres, Store, StoreKind, Upstream};
+pub use telemetry::{AccessLog, Share, Telemetry, Traces};
 pub use value::Format;
 pub use watch::{ContentDigest, POLL_INTERVAL, Watch};
 
@@ -70,6 +72,7 @@ pub struct Config {
     /// Who is told what becomes of keys, in the order of the file; none for a signer.
     pub notices: Vec<Receiver>,
     pub log: Log,
+    pub telemetry: Telemetry,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
 }

@@ -9,6 +9,7 @@ use crate::keyring::name::Name;
 use crate::keyring::time::Span;
 
 use super::problem::{At, Report};
+use super::telemetry::Share;
 use super::value::Value;
 
 /// Lists are at most this long.
@@ -23,6 +24,8 @@ const MOST_NAMED: usize = 20_000;
 pub(super) enum Shape {
     Text,
     Integer,
+    /// From 0 to 1.
+    Share,
     Boolean,
     List,
     /// Known keys, in the order in which they are documented.
@@ -96,6 +99,7 @@ tables! {
         backend: Backends,
         notice: Named<Notice>,
         log: Log,
+        telemetry: Telemetry,
     }
     /// A listener that has nothing beside its address.
     Public {
@@ -310,6 +314,19 @@ tables! {
         level: String,
         signatures: bool,
     }
+    Telemetry {
+        access_log: AccessLog,
+        traces: Traces,
+    }
+    AccessLog {
+        enabled: bool,
+        listeners: Vec<String>,
+        sample_ratio: Share,
+    }
+    Traces {
+        endpoint: String,
+        sample_ratio: Share,
+    }
     NamedVerifier {
         name: String,
         cache: Span,
@@ -500,6 +517,25 @@ impl Field for u32 {
     }
 }
 
+impl Field for Share {
+    const SHAPE: Shape = Shape::Share;
+
+    fn read(value: Value, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let share = match value {
+            Value::Fraction(share) => share,
+            Value::Integer(0) => 0.0,
+            Value::Integer(1) => 1.0,
+            Value::Integer(_) => f64::NAN,
+            other => return wrong_type(&other, "a share from 0 to 1, such as 0.1", at, report),
+        };
+        let read = Share::new(share);
+        if read.is_none() {
+            report.refuse(at, "out of range: a share is from 0 (none) to 1 (all)");
+        }
+        read
+    }
+}
+
 impl Field for bool {
     const SHAPE: Shape = Shape::Boolean;
 
@@ -561,7 +597,9 @@ pub fn known_keys() -> Vec<KnownKey> {
             }
             Shape::Named(inner) => walk(inner, format!("{path}.NAME"), keys),
             Shape::Refused(reason) => keys.push(KnownKey { path, refused: Some(reason) }),
-            Shape::Text | Shape::Integer | Shape::Boolean | Shape::List => keys.push(KnownKey { path, refused: None }),
+            Shape::Text | Shape::Integer | Shape::Share | Shape::Boolean | Shape::List => {
+                keys.push(KnownKey { path, refused: None })
+            }
         }
     }
     let mut keys = Vec::new();

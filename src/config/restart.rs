@@ -26,6 +26,7 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     compare("issuer.NAME.publish", describe_publishers(old), describe_publishers(new));
     compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
     compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
+    compare("telemetry.traces", describe_traces(old), describe_traces(new));
     compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
     changes
 }
@@ -85,6 +86,12 @@ fn describe_store(store: &Store) -> String {
     }
     further("state_path", store.state_path.as_ref().map(path));
     text
+}
+
+fn describe_traces(config: &Config) -> String {
+    let Some(traces) = &config.telemetry.traces else { return "off".to_owned() };
+    let endpoint = traces.endpoint.as_deref().unwrap_or("the environment's endpoint");
+    format!("{endpoint}, sample_ratio {}", traces.sample_ratio.as_f64())
 }
 
 fn describe_previous(seal: &Seal) -> String {

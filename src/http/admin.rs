@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::access::Notes;
 use super::audit::{AuditPage, AuditQuery};
 use super::auth::{Authenticator, Source, Unauthorized};
 use super::certificate::{Certificates, ClientCertificate};
@@ -100,6 +101,7 @@ async fn authenticate(State(state): State<AdminState>, mut request: Request, nex
                 return unauthorized.into_response();
             }
         };
+    Notes::client(request.extensions(), name.as_str());
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !reads && role != Role::Operator {
         let detail = "The role of these credentials is viewer; changing something takes an operator.";

@@ -4,6 +4,7 @@
 //! A request passes, from the outside in: [`listener`] (connections and their limits) → [`middleware::Edge`] (request id,
 //! log span, body limits, panics, problems) → the router's own layers ([`middleware::guard_host`], [`auth`]) → handler.
 
+pub mod access;
 pub mod admin;
 mod audit;
 pub mod auth;

@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
+use super::access::Notes;
 use super::body;
 use super::certificate::ClientCertificate;
 use super::clients::{Clients, Grant};
@@ -93,10 +94,12 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
                 return response;
             }
         };
+    Notes::client(&parts.extensions, &client);
     let cell = match admit(&grant, &keyset, cell) {
         Ok(cell) => cell,
         Err(problem) => return problem.into_response(),
     };
+    Notes::keyset(&parts.extensions, cell.name.as_str());
     if !is_json(&parts.headers) || !parts.headers.contains_key(CONTENT_TYPE) {
         reject(Some(&cell), SignRejection::Malformed);
         return ProblemType::UnsupportedMediaType.into_response();
@@ -139,7 +142,10 @@ pub(super) async fn describe(
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
     let certificate = request.extensions().get::<ClientCertificate>();
     let grant = match state.clients.identify(request.headers(), &peer, certificate).await {
-        Ok((_, grant)) => grant,
+        Ok((client, grant)) => {
+            Notes::client(request.extensions(), &client);
+            grant
+        }
         Err(response) => return response,
     };
     let cell = match admit(&grant, &keyset, state.engine.keyset(&keyset)) {

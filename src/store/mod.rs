@@ -8,6 +8,7 @@ pub mod record;
 pub mod relay;
 pub mod shared;
 pub mod split;
+pub mod traced;
 pub mod upstream;
 pub mod wire;
 

@@ -73,6 +73,11 @@ pub fn chromium() -> PathBuf {
     tool("JWKSD_TEST_CHROMIUM", "/usr/bin/chromium")
 }
 
+/// The server, from the same Debian package.
+pub fn prometheus() -> PathBuf {
+    tool("JWKSD_TEST_PROMETHEUS", "/usr/bin/prometheus")
+}
+
 /// A program of the PostgreSQL server, which Debian keeps out of `PATH`.
 pub fn postgres_program(name: &str) -> PathBuf {
     tool("JWKSD_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin").join(name)

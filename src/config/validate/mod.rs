@@ -10,6 +10,7 @@ mod publishers;
 mod secrets;
 mod storage;
 mod store;
+mod telemetry;
 mod url;
 
 use std::collections::HashSet;
@@ -39,6 +40,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     let shutdown_delay = at_most("shutdown_delay", raw.shutdown_delay, LONGEST_SHUTDOWN_DELAY, report);
     let aws_kms = aws_kms::validate(raw.backend.unwrap_or_default().aws_kms, report);
     let log = log(raw.log.unwrap_or_default(), report);
+    let telemetry = telemetry::validate(raw.telemetry.unwrap_or_default(), report);
     if role == Some(ProcessRole::Signer) {
         let tables =
             [("issuer", raw.issuer.is_some()), ("defaults", raw.defaults.is_some()), ("keyset", raw.keyset.is_some())];
@@ -93,6 +95,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
             aws_kms,
             notices,
             log,
+            telemetry,
             shutdown_delay: shutdown_delay.unwrap_or(Span::ZERO),
         }),
         _ => None,
