@@ -554,6 +554,18 @@ async fn variables_that_are_empty_count_as_unset_and_the_server_is_that_of_opera
 }
 
 #[tokio::test]
+async fn a_broken_configuration_does_not_keep_operators_from_a_daemon_that_runs() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    std::fs::write(daemon.path("jwksd.toml"), "[keyset.default\n").unwrap();
+    let refused = fails(&daemon, 2, &["status"]).await;
+    assert!(refused.contains("not valid TOML") && refused.contains("--server ADDRESS and --token-file"), "{refused}");
+    let (server, token) = (daemon.address("admin"), daemon.path("admin.token"));
+    let named = ["--server", server, "--token-file", token.to_str().unwrap()];
+    done(&daemon, &[&["status"], &named[..]].concat()).await;
+    done(&daemon, &[&["rotate", "--wait"], &named[..]].concat()).await;
+}
+
+#[tokio::test]
 async fn what_others_wrote_cannot_speak_to_the_terminal() {
     let daemon = Daemon::builder().tables(TABLES).start().await;
     done(&daemon, &["hold", "--reason", "one\ntwo"]).await;

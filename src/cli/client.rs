@@ -46,6 +46,16 @@ pub(super) fn configuration(global: &Global) -> Result<Config, Failure> {
     Ok(loaded.config)
 }
 
+/// The same, for a daemon that runs: a file that was broken since must not keep operators from it.
+fn running(global: &Global) -> Result<Config, Failure> {
+    configuration(global).map_err(|failure| match failure {
+        Failure::Usage(message) => Failure::Usage(format!(
+            "{message}\na daemon that runs is reached without its configuration by --server ADDRESS and --token-file FILE"
+        )),
+        other => other,
+    })
+}
+
 impl Client {
     /// Connects lazily to `--server`, else to the listener of the configuration.
     pub fn new(global: &Global, which: Which) -> Result<Client, Failure> {
@@ -53,7 +63,7 @@ impl Client {
         let named = global.server.clone().or_else(|| variable("JWKSD_SERVER").filter(|_| which == Which::Admin));
         let (server, known) = match named {
             Some(server) => (server, None),
-            None => configured(&configuration(global)?, which)?,
+            None => configured(&running(global)?, which)?,
         };
         let token = match which {
             Which::Admin | Which::Signer => token(global, which)?,
@@ -318,7 +328,7 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
     if which == Which::Signer || global.client_cert.is_some() {
         return Ok(None);
     }
-    let config = configuration(global)?;
+    let config = running(global)?;
     let tokens = config.admin.iter().flat_map(|admin| &admin.tokens);
     let mut files = tokens.filter_map(|token| match &token.source {
         SecretSource::File(path) => Some((token.role != Role::Operator, path)),
