@@ -125,6 +125,7 @@ const ALARMS = {
   probe_unreachable: "What is served elsewhere cannot be fetched; waiting keys do not propagate.",
   caches_exceeded: "What is served elsewhere may be cached for longer than declared.",
   publisher_failing: "A place where the issuer is published has been behind for long.",
+  notice_failing: "A receiver of notices has taken none for long, or wants no more.",
   key_disabled: "The backend disabled the key that signs.",
   algorithm_unconfirmed: "Waiting keys have another algorithm, which an operator has to confirm.",
   backend_unavailable: "The backend makes no keys, or does not sign.",
