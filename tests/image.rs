@@ -100,6 +100,24 @@ fn the_stage_that_compiles_gets_every_source() {
     assert!(!build.join("tests").exists() && !build.join("target").exists(), "and nothing else");
 }
 
+/// Without a binary of one's own, what the compiling stage laid out is what the image has.
+#[test]
+fn the_image_is_what_the_stage_that_compiles_laid_out() {
+    let folder = TempDir::new().unwrap();
+    lay_out(Path::new(env!("CARGO_BIN_EXE_jwksd")), &folder.path().join("rootfs"));
+    // No registry is at hand to compile in: the stage gets its last step's result.
+    let dockerfile = repository(DOCKERFILE);
+    let (before, compiling) = dockerfile.split_once("\nFROM docker.io/").expect("it compiles somewhere");
+    let (compiling, rest) = compiling.split_once("/rootfs\n").expect("it lays out the root there");
+    let stage = compiling.lines().next().and_then(|line| line.split(" AS ").nth(1)).expect("the stage has a name");
+    let file = folder.path().join("Dockerfile");
+    fs::write(&file, format!("{before}\nFROM scratch AS {stage}\nCOPY --from=laid / /rootfs\n{rest}")).unwrap();
+    let context = format!("laid={}", folder.path().join("rootfs").display());
+    let image = Image::build_from(&file, &["--build-arg", "REVISION=0123abc", "--build-context", &context]);
+    says_what_it_is(&image);
+    contains_little(&image);
+}
+
 /// The files that the sources compile into the binary.
 fn included() -> Vec<std::path::PathBuf> {
     let found = output(

@@ -147,7 +147,7 @@ fn the_component_adds_the_same_sidecar_as_the_chart() {
 
 #[test]
 fn what_cannot_work_is_refused_in_these_words() {
-    let cases: [(&str, &[&str], &str); 32] = [
+    let cases: [(&str, &[&str], &str); 36] = [
         ("", &[], "manager.config.store is missing: say where keyrings live, with kind: postgres and url_file"),
         (
             "",
@@ -247,6 +247,26 @@ fn what_cannot_work_is_refused_in_these_words() {
         ),
         ("plain", &["manager.init.ownerSecret="], "manager.init.ownerSecret is missing"),
         ("plain", &["httpRoute.enabled=true"], "httpRoute.parentRefs is missing"),
+        (
+            "managers",
+            &["manager.config.ops.listen=127.0.0.1:8623"],
+            "manager.config.ops.listen is 127.0.0.1:8623, where the kubelet cannot ask: use 0.0.0.0:8623",
+        ),
+        (
+            "managers",
+            &["signer.config.ops.tls.cert_file=/run/secrets/jwksd/tls/tls.crt"],
+            "serviceMonitor asks managers and signers alike: set ops.tls in manager.config and in signer.config",
+        ),
+        (
+            "managers",
+            &["manager.config.replication.client.signers=null"],
+            "manager.config.replication listens on 0.0.0.0:8624 without clients: whoever reaches it could use it",
+        ),
+        (
+            "sidecar",
+            &["sidecar.config.ops.listen=[::1]:8623"],
+            "sidecar.config.ops.listen is [::1]:8623: the probes ask at 127.0.0.1",
+        ),
         ("file", &["signer.enabled=true"], "signer.enabled beside manager.config.role: all with a signer listener"),
     ];
     for (values, sets, words) in cases {
@@ -326,6 +346,11 @@ fn pods_restart_for_what_only_a_start_reads() {
         "backend.aws-kms.region=eu-west-1",
         "log.level=debug",
         "log.signatures=true",
+        "admin.page=false",
+        "admin.page=true",
+        "telemetry.access_log.enabled=true",
+        "kubernetes.audience=other",
+        "notice.ops.url=https://hooks.example.com/jwksd,manager.config.notice.ops.secret_file=/run/secrets/jwksd/admin/hook",
     ];
     let rendered = |sets: &[&str]| template("plain", sets, &[]).unwrap_or_else(|error| panic!("{sets:?}: {error}"));
     let mut all = rendered(&[]);

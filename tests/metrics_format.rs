@@ -10,8 +10,8 @@ use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
 use jwksd::keyring::record::KeyState;
 use jwksd::telemetry::metrics::{
-    Alarm, BackendOperation, BackendOutcome, JwksCode, Metrics, RotationFailureReason, RotationStep, RotationTrigger,
-    SignRejection, SigningFailure,
+    Alarm, BackendOperation, BackendOutcome, JwksCode, Metrics, NoticeOutcome, RotationFailureReason, RotationStep,
+    RotationTrigger, SignRejection, SigningFailure,
 };
 
 const OPEN_METRICS: &str = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
@@ -113,6 +113,7 @@ fn every_label_value_is_documented_and_every_documented_value_exists() {
     add("jwksd_alarms", "alarm", values!(Alarm));
     add("jwksd_jwks_requests_total", "code", values!(JwksCode));
     add("jwksd_keys", "state", values!(KeyState));
+    add("jwksd_notices_total", "outcome", values!(NoticeOutcome));
     assert_eq!(documented, exist);
     let (_, page) = metrics().render(None);
     for (metric, label, value) in exist {

@@ -21,7 +21,7 @@ kubectl() {
     apply) [ "$2" = -k ] && "$KUBECTL" kustomize "$3" ;;
     exec)
         while [ "$1" != -- ]; do shift; done
-        [ "$2" = /usr/local/bin/jwksd ] && shift 2 && "$JWKSD" "$@" --help ;;
+        [ "$2" = /usr/bin/jwksd ] && shift 2 && "$JWKSD" "$@" --help ;;
     *) "$KUBECTL" "$@" --help ;;
     esac
 }
@@ -63,7 +63,7 @@ fn its_values_render_and_its_commands_run() {
     assert!(rendered >= 8, "only {rendered} commands rendered something");
     FileKey::load(&folder.path().join("seal.key")).unwrap();
     let notes = std::fs::read_to_string(folder.path().join("notes")).unwrap();
-    assert!(notes.contains("/usr/local/bin/jwksd status") && notes.contains("/.well-known/jwks.json"), "{notes}");
+    assert!(notes.contains("/usr/bin/jwksd status") && notes.contains("/.well-known/jwks.json"), "{notes}");
 }
 
 /// Whether it rendered workloads, which are then true.

@@ -4,14 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::configuration;
+use crate::support::tools::repository;
 
 /// Where the image has the binary.
-const BINARY: &str = "/usr/local/bin/jwksd";
+fn binary() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let dockerfile = std::fs::read_to_string(repository("deploy/docker/Dockerfile")).unwrap();
+        let entry = dockerfile.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).expect("the image has one");
+        serde_json::from_str::<Vec<String>>(entry).expect("a list").remove(0)
+    })
+}
 
 /// What the ops listener answers (README, HTTP API).
 const OPS_PATHS: [&str; 3] = ["/livez", "/readyz", "/readyz/sign"];
@@ -37,7 +46,7 @@ impl Workload {
             let template = &document["spec"]["template"];
             let pod = &template["spec"];
             let containers = ["initContainers", "containers"].into_iter().flat_map(|list| items(&pod[list]));
-            for container in containers.filter(|container| container["command"][0] == BINARY) {
+            for container in containers.filter(|container| container["command"][0] == binary()) {
                 let (config_file, config) = mounted_config(documents, pod, container);
                 all.push(Workload {
                     name: format!("{} {}", text(&document["kind"]), text(&document["metadata"]["name"])),
@@ -155,7 +164,7 @@ impl Workload {
                 assert_eq!(get["scheme"], if tls { "HTTPS" } else { "HTTP" }, "{name}");
             } else {
                 let command: Vec<String> = items(&probe["exec"]["command"]).map(text).collect();
-                assert_eq!(command[0], BINARY, "{name}");
+                assert_eq!(command[0], binary(), "{name}");
                 assert!(command.contains(&format!("http://127.0.0.1:{}", self.port("ops"))), "{name}: {command:?}");
                 assert_understood(&command[1..]);
             }

@@ -50,6 +50,9 @@
 {{- if hasPrefix "unix:" $config.ops.listen -}}
 {{- fail (printf "jwksd: %s.ops.listen is a Unix socket: the probes ask at a port, such as 0.0.0.0:8623" $at) -}}
 {{- end -}}
+{{- if and (ne .name "sidecar") (not (has "ops" (include "jwksd.reachable" . | fromJsonArray))) -}}
+{{- fail (printf "jwksd: %s.ops.listen is %s, where the kubelet cannot ask: use 0.0.0.0:8623" $at $config.ops.listen) -}}
+{{- end -}}
 {{- include "jwksd.checkListeners" . -}}
 {{- include "jwksd.checkFiles" . -}}
 {{- if and (ne $kind "file") $seal.path (hasPrefix "/var/lib/jwksd/" $seal.path) -}}
@@ -85,6 +88,9 @@
 {{- if $secret -}}
 {{- $readable = append $readable (printf "/run/secrets/jwksd/%s/" $name) -}}
 {{- end -}}
+{{- end -}}
+{{- if include "jwksd.knowsServiceAccounts" . -}}
+{{- $readable = append $readable (printf "%s/" (include "jwksd.kubernetesFolder" .)) -}}
 {{- end -}}
 {{- $writable := list "/run/jwksd/" "/var/lib/jwksd/" -}}
 {{- range $block.extraVolumeMounts -}}
@@ -209,6 +215,13 @@
 {{- $signer := .block.config.signer | default dict -}}
 {{- if not (hasPrefix "unix:/run/jwksd/" ($signer.listen | default "")) -}}
 {{- fail "jwksd: sidecar.config.signer.listen has to be a socket in the folder that the application mounts, such as unix:/run/jwksd/signer.sock" -}}
+{{- end -}}
+{{- $ops := .block.config.ops.listen -}}
+{{- if not (regexMatch "^(0\\.0\\.0\\.0|\\[::\\]|127\\.0\\.0\\.1):" $ops) -}}
+{{- fail (printf "jwksd: sidecar.config.ops.listen is %s: the probes ask at 127.0.0.1; use 0.0.0.0:8623, [::]:8623 or 127.0.0.1:8623" $ops) -}}
+{{- end -}}
+{{- if and .block.podMonitor.enabled (hasPrefix "127." $ops) -}}
+{{- fail "jwksd: sidecar.podMonitor is enabled, and sidecar.config.ops.listen can be reached from the pod only: use 0.0.0.0:8623" -}}
 {{- end -}}
 {{- /* Connecting takes the right to write, of the group or of all others. */ -}}
 {{- if not (regexMatch "([2367][0-7]|[0-7][2367])$" ($signer.socket_mode | default "0600")) -}}

@@ -73,6 +73,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name (.root.Chart.Version | replace
 {{- toJson $reachable -}}
 {{- end -}}
 
+{{/* Where the kubelet puts a token for the API server; the daemon looks there by itself ([kubernetes]). */}}
+{{- define "jwksd.kubernetesFolder" -}}
+/var/run/secrets/kubernetes.io/serviceaccount
+{{- end -}}
+
+{{/* Not empty where clients are known by service accounts: the daemon then fetches the API server's keys. */}}
+{{- define "jwksd.knowsServiceAccounts" -}}
+{{- range $name, $client := (.block.config.signer | default dict).client -}}
+{{- if ($client | default dict).service_account -}}{{ $name }} {{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A duration such as 1h30m in whole seconds, rounded up. */}}
 {{- define "jwksd.seconds" -}}
 {{- $units := dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 -}}
@@ -103,13 +115,16 @@ restart anything. New tables of later releases count as needing one.
 */}}
 {{- define "jwksd.restartChecksum" -}}
 {{- $config := include "jwksd.config" . | fromJson -}}
-{{- range list "keyset" "defaults" "shutdown_delay" -}}
+{{- range list "keyset" "defaults" "shutdown_delay" "kubernetes" "notice" -}}
 {{- $_ := unset $config . -}}
 {{- end -}}
 {{- range $name := list "public" "signer" "admin" "ops" "replication" -}}
 {{- $listener := get $config $name -}}
 {{- if $listener -}}
 {{- $kept := pick $listener "listen" "socket_mode" -}}
+{{- if and (eq $name "admin") (hasKey $listener "page") (not $listener.page) -}}
+{{- $_ := set $kept "page" false -}}
+{{- end -}}
 {{- $_ := set $kept "tls" (hasKey $listener "tls") -}}
 {{- $_ := set $config $name $kept -}}
 {{- end -}}
@@ -124,6 +139,13 @@ restart anything. New tables of later releases count as needing one.
 {{- end -}}
 {{- end -}}
 {{- $_ := set $config "issuer" $published -}}
+{{- if $config.telemetry -}}
+{{- $telemetry := omit $config.telemetry "access_log" -}}
+{{- $_ := unset $config "telemetry" -}}
+{{- if $telemetry -}}
+{{- $_ := set $config "telemetry" $telemetry -}}
+{{- end -}}
+{{- end -}}
 {{- if $config.log -}}
 {{- $_ := set $config "log" (omit $config.log "signatures") -}}
 {{- end -}}

@@ -22,6 +22,11 @@ seccompProfile:
   mountPath: /run/jwksd
 - name: {{ $prefix }}state
   mountPath: /var/lib/jwksd
+{{- if include "jwksd.knowsServiceAccounts" . }}
+- name: {{ $prefix }}kubernetes
+  mountPath: {{ include "jwksd.kubernetesFolder" . }}
+  readOnly: true
+{{- end }}
 {{- range $name, $secret := .block.secrets }}
 {{- if $secret }}
 - name: {{ $prefix }}secret-{{ $name }}
@@ -53,6 +58,16 @@ seccompProfile:
   emptyDir:
     sizeLimit: 256Mi
 {{- end }}
+{{- if include "jwksd.knowsServiceAccounts" . }}
+# What automountServiceAccountToken would bring, for this container alone: it asks the API server which keys service
+# accounts' tokens are signed with.
+- name: {{ $prefix }}kubernetes
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: { path: token, expirationSeconds: 3607 }
+      - configMap: { name: kube-root-ca.crt, items: [{ key: ca.crt, path: ca.crt }] }
+{{- end }}
 {{- if .block.secrets }}
 # 0440: the group is the pod's fsGroup. The daemon refuses a seal key that others may read.
 {{- end }}
@@ -74,7 +89,7 @@ seccompProfile:
 {{- end -}}
 
 {{- define "jwksd.environment" -}}
-# For commands in the pod: kubectl exec … -- /usr/local/bin/jwksd status
+# For commands in the pod: kubectl exec … -- /usr/bin/jwksd status
 - name: JWKSD_CONFIG
   value: /etc/jwksd/jwksd.json
 {{- with .block.env }}
@@ -171,7 +186,7 @@ spec:
         - name: init
           image: {{ include "jwksd.image" $root }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-          command: [/usr/local/bin/jwksd, --config, /etc/jwksd/jwksd.json, init, --existing-seal]
+          command: [/usr/bin/jwksd, --config, /etc/jwksd/jwksd.json, init, --existing-seal]
           env:
             {{- include "jwksd.environment" . | nindent 12 }}
           resources:
@@ -185,7 +200,7 @@ spec:
         - name: jwksd
           image: {{ include "jwksd.image" $root }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-          command: [/usr/local/bin/jwksd, serve, --config, /etc/jwksd/jwksd.json]
+          command: [/usr/bin/jwksd, serve, --config, /etc/jwksd/jwksd.json]
           env:
             {{- include "jwksd.environment" . | nindent 12 }}
           ports:
@@ -267,7 +282,7 @@ spec:
     - name: init
       image: {{ include "jwksd.image" .root }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-      command: [/usr/local/bin/jwksd, --config, /etc/jwksd/jwksd.json, init]
+      command: [/usr/bin/jwksd, --config, /etc/jwksd/jwksd.json, init]
       env:
         {{- include "jwksd.environment" . | nindent 8 }}
         # The owner's instead of the manager's.

@@ -34,7 +34,7 @@ needs (istio-proxy), before what asks it for tokens.
   image: {{ include "jwksd.image" . }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   restartPolicy: Always
-  command: [/usr/local/bin/jwksd, serve, --config, /etc/jwksd/jwksd.json]
+  command: [/usr/bin/jwksd, serve, --config, /etc/jwksd/jwksd.json]
   env:
     {{- include "jwksd.environment" $component | nindent 4 }}
   {{- with include "jwksd.containerPorts" $component | trim }}
@@ -45,20 +45,20 @@ needs (istio-proxy), before what asks it for tokens.
   # daemon does not take up, is no reason to restart it.
   startupProbe:
     exec:
-      command: [/usr/local/bin/jwksd, healthcheck, {{ ternary "--sign" "--live" .Values.sidecar.startWhenReadyToSign }}, --server, "http://127.0.0.1:{{ $ops }}"]
+      command: [/usr/bin/jwksd, healthcheck, {{ ternary "--sign" "--live" .Values.sidecar.startWhenReadyToSign }}, --server, "http://127.0.0.1:{{ $ops }}"]
     periodSeconds: 1
     timeoutSeconds: 5
     failureThreshold: 300
   livenessProbe:
     exec:
-      command: [/usr/local/bin/jwksd, healthcheck, --live, --server, "http://127.0.0.1:{{ $ops }}"]
+      command: [/usr/bin/jwksd, healthcheck, --live, --server, "http://127.0.0.1:{{ $ops }}"]
     periodSeconds: 20
     timeoutSeconds: 5
     failureThreshold: 3
   {{- if .Values.sidecar.readiness }}
   readinessProbe:
     exec:
-      command: [/usr/local/bin/jwksd, healthcheck, --sign, --server, "http://127.0.0.1:{{ $ops }}"]
+      command: [/usr/bin/jwksd, healthcheck, --sign, --server, "http://127.0.0.1:{{ $ops }}"]
     periodSeconds: 5
     timeoutSeconds: 5
     failureThreshold: 2
