@@ -81,10 +81,10 @@ impl Access {
     }
 
     /// Puts credentials in force. `same_listener`: the signer listens where this configuration says; only then may a
-    /// configuration without clients open it to whoever reaches it.
+    /// configuration without clients open it to whoever reaches it. One that was open stays so where it listens.
     pub fn replace(&self, credentials: Credentials, same_listener: bool) {
         let Credentials { admins, operators, mut clients, kubernetes, replicas } = credentials;
-        clients.others.open &= same_listener;
+        clients.others.open &= same_listener || self.clients.is_open();
         self.admins.replace(admins);
         self.operators.replace(operators);
         self.replicas.replace(replicas);

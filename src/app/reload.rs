@@ -39,6 +39,8 @@ struct Running {
     config: Config,
     /// With what the process started: the base for what needs a restart.
     started: Config,
+    /// What each listener was last configured by: one that is gone from the configuration goes on so until the restart.
+    lasting: Config,
     /// The files of `config`, as they were before they were read.
     files: Option<Watch>,
 }
@@ -77,7 +79,7 @@ impl Reloader {
         herald: Arc<Herald>,
     ) -> Self {
         let config = loaded.config;
-        let running = Running { started: config.clone(), config, files: None };
+        let running = Running { started: config.clone(), lasting: config.clone(), config, files: None };
         Reloader {
             engine,
             access,
@@ -145,7 +147,7 @@ impl Reloader {
             // A configuration that is broken must not keep a revoked token or an expired certificate in use.
             // Nor must a certificate of one listener keep what was revoked in use on another.
             let config = running.config.clone();
-            let (fresh, _) = self.read(&config, &running.started);
+            let (fresh, _) = self.read(&config, &running);
             self.put_in_force(fresh);
         }
         taken
@@ -163,7 +165,7 @@ impl Reloader {
         if !unfit.is_empty() {
             return Err(unfit);
         }
-        let (fresh, errors) = self.read(&loaded.config, &running.started);
+        let (fresh, errors) = self.read(&loaded.config, running);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -182,6 +184,7 @@ impl Reloader {
         let renewed = self.put_in_force(fresh);
         self.engine.tell_again();
         running.files = Some(files);
+        running.lasting = lasting(&loaded.config, &running.lasting);
         running.config = loaded.config;
         let unfit = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message));
         Ok(ReloadAnswer {
@@ -196,26 +199,20 @@ impl Reloader {
         })
     }
 
-    /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
-    /// the configuration goes on as it started until the restart that ends it. What cannot be used is told, and left out.
-    fn read(&self, config: &Config, started: &Config) -> (Fresh, Vec<String>) {
+    /// Reads every token, certificate and key that `config` names, for the listeners there are. What cannot be used is
+    /// told, and left out.
+    fn read(&self, config: &Config, running: &Running) -> (Fresh, Vec<String>) {
         let listens = |config: &Config| {
             let listener = config.signer.as_ref().map(|signer| &signer.listener);
             listener.map(|listener| (listener.address.clone(), listener.tls.is_some()))
         };
-        let same_signer = listens(started) == listens(config);
-        let mut config = config.clone();
-        if config.signer.is_none() {
-            config.signer.clone_from(&started.signer);
-        }
-        if config.admin.is_none() {
-            config.admin.clone_from(&started.admin);
-        }
+        let config = lasting(config, &running.lasting);
+        let same_signer = listens(&running.started) == listens(&config);
         let mut errors = Vec::new();
         let mut tls = Vec::new();
         for (name, current) in self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             let of = |config: &Config| config.listeners().find(|(of, _)| of == name).and_then(|(_, l)| l.tls.clone());
-            let Some(files) = of(&config).or_else(|| of(started)) else { continue };
+            let Some(files) = of(&config).or_else(|| of(&running.lasting)) else { continue };
             match Tls::prepare(&tls_files(&config, name, &files)) {
                 Ok(prepared) => match self.worse(current, &prepared) {
                     Some(wrong) => errors.push(format!("{name}.tls.cert_file: {}: {wrong}", files.cert_file.display())),
@@ -268,6 +265,18 @@ impl Reloader {
             }
         }
     }
+}
+
+/// `config`, with the listeners that it does not have any more as they were `before`: until the restart that ends them, they
+/// know those who were known last, and nobody who was removed since the start.
+fn lasting(config: &Config, before: &Config) -> Config {
+    let mut lasting = config.clone();
+    lasting.public = lasting.public.or_else(|| before.public.clone());
+    lasting.signer = lasting.signer.or_else(|| before.signer.clone());
+    lasting.admin = lasting.admin.or_else(|| before.admin.clone());
+    lasting.ops = lasting.ops.or_else(|| before.ops.clone());
+    lasting.replication = lasting.replication.or_else(|| before.replication.clone());
+    lasting
 }
 
 /// Access lines as `config` wants them.

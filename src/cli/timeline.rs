@@ -100,7 +100,7 @@ pub(super) fn draw(timeline: &Value, width: usize, colour: bool) -> String {
     let _ = writeln!(text, "{}", scale.pointer());
     for lane in timeline["keys"].as_array().into_iter().flatten() {
         let kid = lane["kid"].as_str().map_or("to come".to_owned(), |kid| short_kid(&plain(kid)));
-        let label = format!(" {:>4}  {kid:<7}", lane["serial"]);
+        let label = format!(" {:<3} {kid:<7}", lane["serial"].as_u64().unwrap_or(0));
         let drawn = scale.lane(lane, &paint);
         if !drawn.is_empty() {
             let _ = writeln!(text, "{label:<LABEL$}{drawn}");
@@ -217,17 +217,22 @@ impl Scale {
         }
     }
 
-    /// Every phase gets a column at least, however short it is.
+    /// Every phase gets a column at least, however short it is; but what is past stays left of what is to come, so that of
+    /// several within one column the last is drawn.
     fn lane(&self, lane: &Value, paint: &Paint) -> String {
         let phases = lane["phases"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut cells = vec![' '; self.columns];
         let mut least = 0;
         for phase in phases {
             let state = str_of(&phase["state"]);
-            let from = self.column(moment(&phase["from"]).as_millis()).max(0);
+            let began = moment(&phase["from"]).as_millis();
+            let from = self.column(began).max(0);
             let until = phase["until"].as_str().map_or(i64::MAX, |_| self.column(moment(&phase["until"]).as_millis()));
             let Some(mark) = MARKS.iter().find(|(name, _)| *name == state).map(|(_, mark)| *mark) else { continue };
-            let begin = usize::try_from(from).unwrap_or(usize::MAX).max(least);
+            let mut begin = usize::try_from(from).unwrap_or(usize::MAX).max(least);
+            if began <= self.now {
+                begin = begin.min(usize::try_from(self.column(self.now)).unwrap_or(0));
+            }
             let end = usize::try_from(until).unwrap_or(0).max(begin + 1).min(self.columns);
             if until < 0 || begin >= self.columns {
                 continue;

@@ -11,7 +11,7 @@ use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::{ETAG, IF_MATCH};
+use http::header::{AUTHORIZATION, ETAG, IF_MATCH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -432,18 +432,20 @@ pub(super) struct Call {
 }
 
 impl AdminState {
-    /// What a request itself brings along says more of who asks than its connection: a valid token comes first.
+    /// Who sends a token wants to be known by it: a wrong one is a failed login, whatever the connection proves.
     async fn identify(
         &self,
         headers: &HeaderMap,
         certificate: Option<&ClientCertificate>,
         peer: &Peer,
     ) -> Result<(Name, Role), Unauthorized> {
-        if let Some(token) = self.tokens.recognise(headers) {
-            return Ok((token.name.clone(), token.role));
-        }
-        if let Some(client) = self.certificates.recognise(certificate) {
-            return Ok((client.name.clone(), client.role));
+        if !headers.contains_key(AUTHORIZATION)
+            && let Some(stranger) = certificate
+        {
+            if let Some(client) = self.certificates.recognise(certificate) {
+                return Ok((client.name.clone(), client.role));
+            }
+            self.certificates.complain(peer, stranger);
         }
         let token = self.tokens.authenticate(headers, Source::from(peer)).await?;
         Ok((token.name.clone(), token.role))

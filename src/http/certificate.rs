@@ -9,13 +9,18 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
+use super::listener::Peer;
 use super::tls::{InUse, Tls, Validity};
 use crate::config::San;
 use crate::keyring::name::Name;
 use crate::keyring::time::Timestamp;
+use crate::telemetry::sieve::Sieve;
 
 /// A certificate with more names than this is nobody's: each request looks all of them up.
 const MOST_NAMES: usize = 64;
+
+/// Names of a refused certificate that the log tells.
+const NAMES_TOLD: usize = 4;
 
 /// The certificate that a client proved to own; in the extensions of its requests.
 #[derive(Clone)]
@@ -108,11 +113,12 @@ impl<R> CertificateSet<R> {
 pub struct Certificates<R> {
     set: ArcSwap<CertificateSet<R>>,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    complaints: Sieve,
 }
 
 impl<R> Certificates<R> {
     pub fn new(set: CertificateSet<R>, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Certificates { set: ArcSwap::from_pointee(set), clock: Arc::new(clock) }
+        Certificates { set: ArcSwap::from_pointee(set), clock: Arc::new(clock), complaints: Sieve::default() }
     }
 
     /// Replaces all clients, for requests that arrive from now on, on open connections too.
@@ -124,6 +130,23 @@ impl<R> Certificates<R> {
     pub fn recognise(&self, shown: Option<&ClientCertificate>) -> Option<Arc<CertificateClient<R>>> {
         let names = shown?.names((self.clock)())?;
         self.set.load().find(names).cloned()
+    }
+
+    /// Says why a certificate that was verified in the handshake is nobody's, now and then: whoever has one can cause it.
+    pub(super) fn complain(&self, peer: &Peer, shown: &ClientCertificate) {
+        let now = (self.clock)();
+        let since_epoch = Duration::from_millis(now.as_millis().unsigned_abs());
+        let Some(kept_back) = self.complaints.pass(since_epoch) else { return };
+        let names: Vec<String> = shown.0.names.iter().take(NAMES_TOLD).map(ToString::to_string).collect();
+        let reason = match shown.names(now) {
+            None => "it expired, or its authority is gone",
+            Some(_) if names.is_empty() => "it has no name that a client could have",
+            Some(names) if names.iter().any(|name| self.set.load().by_name.contains_key(name)) => {
+                "its names are those of several clients"
+            }
+            Some(_) => "no client has one of its names",
+        };
+        tracing::warn!(%peer, ?names, reason, kept_back, "a client's certificate was refused");
     }
 }
 

@@ -76,6 +76,11 @@ impl Clients {
         self.others.store(Arc::new(set.others));
     }
 
+    /// Whether whoever reaches the listener may sign.
+    pub fn is_open(&self) -> bool {
+        self.others.load().open
+    }
+
     /// The name and the grant of whoever asks. What a request itself brings along says more of who asks than its
     /// connection: a token comes before a certificate, and a certificate before the user.
     pub(super) async fn identify(
@@ -97,6 +102,9 @@ impl Clients {
         };
         if let Some(client) = self.certificates.recognise(certificate) {
             return Ok((client.name.to_string(), client.role.clone()));
+        }
+        if let Some(stranger) = certificate {
+            self.certificates.complain(peer, stranger);
         }
         if let Peer::Unix { uid, .. } = peer
             && let Some((name, grant)) = others.uids.get(uid)

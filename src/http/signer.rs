@@ -6,6 +6,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
@@ -89,10 +90,7 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     let (client, grant) =
         match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
             Ok(identified) => identified,
-            Err(response) => {
-                reject(cell.as_deref(), SignRejection::Unauthorized);
-                return response;
-            }
+            Err(response) => return refused(cell.as_deref(), response),
         };
     Notes::client(&parts.extensions, &client);
     let cell = match admit(&grant, &keyset, cell) {
@@ -124,6 +122,14 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     }
 }
 
+/// Counts an answer to somebody who is not known, unless it is for want of the cluster's keys: that is no caller's mistake.
+fn refused(cell: Option<&KeysetCell>, response: Response) -> Response {
+    if response.status() == StatusCode::UNAUTHORIZED {
+        reject(cell, SignRejection::Unauthorized);
+    }
+    response
+}
+
 /// The part of a keyset that signing needs.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SignerView {
@@ -146,7 +152,7 @@ pub(super) async fn describe(
             Notes::client(request.extensions(), &client);
             grant
         }
-        Err(response) => return response,
+        Err(response) => return refused(state.engine.keyset(&keyset).as_deref(), response),
     };
     let cell = match admit(&grant, &keyset, state.engine.keyset(&keyset)) {
         Ok(cell) => cell,
