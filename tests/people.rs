@@ -182,6 +182,17 @@ async fn an_operator_rotates_holds_rolls_back_and_revokes_after_seeing_what_woul
 }
 
 #[tokio::test]
+async fn without_a_token_it_takes_a_certificate_that_the_daemon_knows() {
+    let daemon = start().await;
+    let browser = log_in(&daemon, "", 800).await;
+    browser.shows("#login-problem", "shows no certificate that the daemon knows: paste a token").await;
+    browser.until("document.activeElement.id === 'token'").await;
+    browser.type_text(&operator_token(&daemon)).await;
+    browser.press("Enter").await;
+    browser.shows(CARD, "ES256").await;
+}
+
+#[tokio::test]
 async fn what_changed_meanwhile_is_told_and_nothing_is_done_until_it_was_looked_at() {
     let daemon = start().await;
     standby(&daemon).await;

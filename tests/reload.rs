@@ -210,3 +210,72 @@ async fn faults_of_the_configuration_exit_with_2() {
     std::fs::remove_file(daemon.path("a.key")).unwrap();
     assert_eq!(daemon.try_start().await.expect_err("a key is missing").code(), Some(2));
 }
+
+/// The configuration without the tables of one listener.
+fn without(text: &str, listener: &str) -> String {
+    let (mut kept, mut skip) = (String::new(), false);
+    for line in text.lines() {
+        if let Some(table) = line.strip_prefix('[') {
+            skip = table.split(['.', ']']).next() == Some(listener);
+        }
+        if !skip {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// The status of a signature with this token.
+async fn signs_with(daemon: &Daemon, token: &str) -> u16 {
+    let claims = json!({ "claims": { "sub": "a", "aud": "b" } });
+    let url = daemon.url("signer", "/v1/keysets/default/sign");
+    let mut request = support::http_client().build().unwrap().post(url).json(&claims);
+    if !token.is_empty() {
+        request = request.bearer_auth(token);
+    }
+    request.send().await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn who_was_removed_does_not_come_back_when_the_listeners_table_goes() {
+    let others = "[signer.client.eve]\ntoken_file = \"eve.token\"\n[admin.token.eve]\nrole = \"operator\"\nfile = \"eve.token\"\n";
+    let mut daemon = Daemon::builder().tables(&format!("{KEYSET}{others}")).signer_with_token().prepare();
+    let eve = "the-token-of-eve-long-enough-to-be-taken-for-one-0123456789";
+    std::fs::write(daemon.path("eve.token"), eve).unwrap();
+    daemon.start_process().await;
+    daemon.ready().await;
+    let asks = async || {
+        let url = daemon.url("admin", "/v1/keysets");
+        let answer = support::http_client().build().unwrap().get(url).bearer_auth(eve).send().await;
+        answer.unwrap().status().as_u16()
+    };
+    assert_eq!((signs_with(&daemon, eve).await, asks().await), (200, 200));
+    rewrite(&daemon, |text| text.replace(others, ""));
+    reload(&daemon, 200).await;
+    assert_eq!((signs_with(&daemon, eve).await, asks().await), (401, 401));
+    std::fs::remove_file(daemon.path("eve.token")).unwrap();
+    rewrite(&daemon, |text| without(&without(&text, "signer"), "admin"));
+    let answer = reload(&daemon, 200).await;
+    assert!(answer["restart_needed"].to_string().contains("signer"), "{answer}");
+    assert_eq!((signs_with(&daemon, eve).await, asks().await), (401, 401));
+    let own = std::fs::read_to_string(daemon.path("client.token")).unwrap();
+    assert_eq!(signs_with(&daemon, &own).await, 200, "who was known last is known until the restart");
+}
+
+#[tokio::test]
+async fn an_open_signer_that_is_to_move_goes_on_where_it_is_until_the_restart() {
+    let daemon = Daemon::builder().tables(KEYSET).start().await;
+    assert_eq!(signs_with(&daemon, "").await, 200);
+    let other = support::ports::ReservedPort::any();
+    let here = daemon.address("signer").to_owned();
+    let own = std::fs::read_to_string(daemon.path("jwksd.toml")).unwrap();
+    assert!(own.contains(&here), "{own}");
+    rewrite(&daemon, |text| text.replace(&here, &format!("127.0.0.1:{}", other.number())));
+    let answer = reload(&daemon, 200).await;
+    assert!(answer["restart_needed"].to_string().contains("signer"), "{answer}");
+    assert_eq!(signs_with(&daemon, "").await, 200);
+    rewrite(&daemon, |text| without(&text, "signer"));
+    reload(&daemon, 200).await;
+    assert_eq!(signs_with(&daemon, "").await, 200);
+}

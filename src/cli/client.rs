@@ -321,11 +321,14 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
     if let Some(path) = &global.token_file {
         return read_token(path).map(Some);
     }
+    // A certificate that was asked for says who it is, whatever the environment holds.
+    if global.client_cert.is_some() {
+        return Ok(None);
+    }
     if let Some(token) = variable("JWKSD_TOKEN") {
         return Ok(Some(Zeroizing::new(token)));
     }
-    // A certificate says who it is.
-    if which == Which::Signer || global.client_cert.is_some() {
+    if which == Which::Signer {
         return Ok(None);
     }
     let config = running(global)?;
@@ -341,7 +344,13 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
                 .to_owned(),
         )
     })?;
-    read_token(path).map(Some)
+    read_token(path).map(Some).map_err(|failure| match failure {
+        // Nobody named that file: it is what the built-in configuration, or one that says nothing of this daemon, has.
+        Failure::Usage(message) if global.server.is_some() => Failure::Usage(format!(
+            "{message}\nthat file is the configuration's: for another daemon use --token-file, or --client-cert and --client-key"
+        )),
+        other => other,
+    })
 }
 
 fn read_token(path: &Path) -> Result<Zeroizing<String>, Failure> {

@@ -33,7 +33,7 @@ pub(super) fn check(global: &Global) -> Outcome {
             continue;
         }
         match certificate(&loaded.config, table, tls) {
-            Ok(warning) => warnings.extend(warning),
+            Ok(remarks) => warnings.extend(remarks),
             Err(error) => errors.push(error),
         }
     }
@@ -87,17 +87,28 @@ pub(super) fn check(global: &Global) -> Outcome {
     if errors.is_empty() { Ok(()) } else { Err(Failure::Usage(errors.join("\njwksd: "))) }
 }
 
-/// Whether a listener can speak TLS with its files now; a warning where that ends soon.
-fn certificate(config: &Config, table: &str, files: &TlsFiles) -> Result<Option<String>, String> {
+/// Whether a listener can speak TLS with its files now; warnings where that ends soon, or an authority has ended.
+fn certificate(config: &Config, table: &str, files: &TlsFiles) -> Result<Vec<String>, String> {
     let prepared = Tls::prepare(&tls_files(config, table, files));
-    let validity = prepared.map_err(|error| format!("{table}.tls: {}", chain(&error)))?.validity();
+    let prepared = prepared.map_err(|error| format!("{table}.tls: {}", chain(&error)))?;
+    let validity = prepared.validity();
+    let mut remarks = Vec::new();
+    if let (Some(ended), Some(path)) = (prepared.ended_authority(system_now()), &files.client_ca_file) {
+        remarks.push(format!(
+            "{table}.tls.client_ca_file: {}: an authority in it expired at {ended}, and goes on vouching for its clients: take it \
+             out",
+            path.display()
+        ));
+    }
     let (now, place) = (system_now(), format!("{table}.tls.cert_file: {}", files.cert_file.display()));
     match validity.refusal(now) {
         Some(refusal) => Err(format!("{place}: {refusal}")),
-        None if validity.standing(now) == Standing::Ending => {
-            Ok(Some(format!("{place}: the certificate expires at {}: renew it", validity.until)))
+        None => {
+            if validity.standing(now) == Standing::Ending {
+                remarks.push(format!("{place}: the certificate expires at {}: renew it", validity.until));
+            }
+            Ok(remarks)
         }
-        None => Ok(None),
     }
 }
 

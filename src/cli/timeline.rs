@@ -323,6 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn what_happened_stands_left_of_now_however_short_it_was() {
+        let (start, now) = ("2026-10-24T10:00:00Z", "2026-11-24T10:00:00Z");
+        let mut timeline = example();
+        timeline["from"] = start.into();
+        timeline["now"] = now.into();
+        timeline["keys"] = json!([{ "serial": 10, "kid": "9kQ2abcdefghxA", "phases": [
+            phase("pending", "2026-11-24T09:58:00Z", Some("2026-11-24T09:59:00Z")),
+            phase("active", "2026-11-24T09:59:00Z", Some(now)), phase("revoked", now, None)] }]);
+        let drawn = draw(&timeline, 100, false);
+        let lines: Vec<Vec<char>> = drawn.lines().map(|line| line.chars().collect()).collect();
+        let place = |line: usize, mark| lines[line].iter().rposition(|shown| *shown == mark);
+        assert_eq!(place(2, '×'), place(1, '▼'), "{drawn}");
+        assert!(drawn.contains("\n 10  9kQ2…xA"), "{drawn}");
+    }
+
+    #[test]
     fn a_timeline_is_never_wider_than_asked_and_has_no_colours_unasked() {
         for width in [40, 55, 80, 132, 400] {
             let drawn = draw(&example(), width, false);

@@ -49,6 +49,8 @@ pub(super) struct InUse {
     /// The server's own certificate.
     leaf: CertificateDer<'static>,
     validity: Validity,
+    /// Of those that vouch for clients.
+    authorities: Vec<Validity>,
     /// Who decides about the certificates of clients; `None`: none is asked for.
     pub(super) clients: Option<Arc<dyn ClientCertVerifier>>,
     /// SHA-256 of what all this was made of.
@@ -162,6 +164,13 @@ impl PreparedTls {
     pub fn validity(&self) -> Validity {
         self.in_use.validity
     }
+
+    /// When the first authority ended of those that vouch for clients: verification goes by their names and keys, so its
+    /// clients are known until it is taken out.
+    pub fn ended_authority(&self, now: Timestamp) -> Option<Timestamp> {
+        let ended = self.in_use.authorities.iter().filter(|validity| validity.standing(now) == Standing::Over);
+        ended.map(|validity| validity.until).min()
+    }
 }
 
 impl std::fmt::Debug for Tls {
@@ -248,7 +257,14 @@ impl Contents {
         }
         let malformed = || TlsError::Malformed { path: files.cert_file.clone() };
         let validity = Validity::of(&leaf).ok_or_else(malformed)?;
-        Ok(InUse { config: Arc::new(config), leaf, validity, clients, fingerprint: self.fingerprint(files) })
+        let authorities = match &files.clients {
+            ClientCertificates::None => Vec::new(),
+            ClientCertificates::Optional(path) | ClientCertificates::Required(path) => {
+                certificates(path, &self.client_ca)?.iter().filter_map(Validity::of).collect()
+            }
+        };
+        let fingerprint = self.fingerprint(files);
+        Ok(InUse { config: Arc::new(config), leaf, validity, authorities, clients, fingerprint })
     }
 
     fn client_verifier(&self, files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {

@@ -215,6 +215,11 @@ async fn operators_and_viewers_are_known_by_certificates() {
     assert_eq!(stranger.ask("GET", list, None, None).await.unwrap().0, 401);
     let failures = setting.daemon.metrics().await.sum("jwksd_admin_auth_failures_total", &[]);
     assert_eq!(failures, Some(1.0));
+    let refused = setting.daemon.log_line("why", |line| line.message().contains("certificate was refused")).await;
+    assert!(refused.field("reason").contains("no client has one of its names"), "{refused:?}");
+    // Who sends a token wants to be known by it.
+    assert_eq!(operator.ask("GET", list, Some("a.wrong.token"), None).await.unwrap().0, 401);
+    assert_eq!(setting.daemon.metrics().await.sum("jwksd_admin_auth_failures_total", &[]), Some(2.0));
     // The harness has an operator with a token, so a certificate is not required.
     let token = crate::support::api::operator_token(&setting.daemon);
     let mut plain = setting.connect("admin", None).await.unwrap();

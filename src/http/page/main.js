@@ -10,13 +10,14 @@ let session = null;
 /// Asks the API. An answer always comes back: `ok`, else `status`, `slug` and the problem; `lost` where none came.
 async function ask(method, path, { body, generation, key } = {}) {
   const asked = session;
-  const headers = { Accept: "application/json", Authorization: `Bearer ${token}` };
+  const headers = { Accept: "application/json" };
+  if (token) headers.Authorization = `Bearer ${token}`;
   if (body) headers["Content-Type"] = "application/json";
   if (generation !== undefined) headers["If-Match"] = `"${generation}"`;
   if (key) headers["Idempotency-Key"] = key;
   let response, text;
   try {
-    response = await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit", redirect: "error" });
+    response = await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "same-origin", redirect: "error" });
     text = await response.text();
   } catch {
     return { ok: false, lost: true, status: 0, title: "No answer", detail: "The daemon cannot be reached." };
@@ -32,7 +33,9 @@ async function ask(method, path, { body, generation, key } = {}) {
   const slug = String(problem.type || "").replace("urn:jwksd:problem:", "");
   const answer = { ok: false, status: response.status, slug, body: problem, title: problem.title || `Status ${response.status}`, detail: problem.detail || "" };
   if (response.status === 401 && asked && asked === session) {
-    forget("The token is not valid any more: it was exchanged or removed. Paste the one that is valid now.");
+    forget(token
+      ? "The token is not valid any more: it was exchanged or removed. Paste the one that is valid now."
+      : "The daemon does not know this browser's certificate any more: paste a token.");
   }
   return answer;
 }
@@ -48,12 +51,15 @@ async function logIn(event) {
   const given = field.value.trim();
   field.value = "";
   showLoginProblem("");
-  if (!/^[\x21-\x7e]+$/.test(given)) return showLoginProblem("That is not a token: it is one line of letters, digits and signs.");
+  if (!/^[\x21-\x7e]*$/.test(given)) return showLoginProblem("That is not a token: it is one line of letters, digits and signs.");
   token = given;
   const answer = await ask("GET", "/v1/whoami");
   if (!answer.ok) {
     token = null;
-    const words = answer.status === 401 ? "The daemon does not know this token. Is it the whole one, and of this daemon?" : `${answer.title}. ${answer.detail}`;
+    const unknown = given
+      ? "The daemon does not know this token. Is it the whole one, and of this daemon?"
+      : "This browser shows no certificate that the daemon knows: paste a token.";
+    const words = answer.status === 401 ? unknown : `${answer.title}. ${answer.detail}`;
     showLoginProblem(words);
     return field.focus();
   }
