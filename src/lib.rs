@@ -13,5 +13,6 @@ pub mod outbound;
 pub mod publisher;
 pub mod random;
 pub mod seal;
+pub mod simulation;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,610 @@
+//! The world of a simulation: events in the order of time.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use super::random::Random;
+use super::replica::Replica;
+use super::report::{Incident, Margin, Report};
+use super::rules::Rules;
+use super::served::{Document, Moment, Served};
+use super::verifying::{Life, Presentation};
+use super::{Reality, Scenario};
+use crate::keyring::algorithm::Algorithm;
+use crate::keyring::change::{Change, NewKey};
+use crate::keyring::decide::{Decision, Intent, Request};
+use crate::keyring::jwk::{EcCurve, Kid, PublicJwk};
+use crate::keyring::plan::{SlowStep, Step};
+use crate::keyring::policy::Policy;
+use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
+use crate::keyring::time::{Span, Timestamp};
+
+/// Steps that any situation may need at one instant; far below what an endless loop takes.
+const STEPS_MAX: usize = 100;
+
+/// How many lines of the story are kept.
+const STORY_MAX: usize = 30;
+
+/// How often what nobody asks for any more is dropped: after so many events.
+const FORGET_EVERY: u64 = 4096;
+
+enum Event {
+    Look { replica: usize },
+    Present(Presentation),
+    Fault,
+    Return { replica: usize },
+    Linked { replica: usize },
+    StoreBack,
+    BackendBack,
+    Configure,
+}
+
+struct Queued {
+    at: Moment,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Queued {}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Queued {
+    /// The earliest is the greatest.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+struct World<'a, R> {
+    scenario: &'a Scenario,
+    rules: &'a R,
+    random: Random,
+    now: Moment,
+    queue: BinaryHeap<Queued>,
+    order: u64,
+    store: Arc<Keyring>,
+    store_up: bool,
+    backend_up: bool,
+    /// Which policy the configuration holds.
+    policy: usize,
+    replicas: Vec<Replica>,
+    served: Served,
+    /// Clocks of verifiers, in milliseconds ahead.
+    clocks: Vec<i64>,
+    revoked: Vec<Serial>,
+    /// The last moment at which a watched token of each key is live.
+    last_live: BTreeMap<Serial, Moment>,
+    ever_served: bool,
+    story: VecDeque<String>,
+    report: Report,
+}
+
+/// Plays a scenario to its end, or until a live token is rejected. `progress` is told how far it is, from 0 to 1.
+pub fn play<R: Rules>(scenario: &Scenario, rules: &R, mut progress: impl FnMut(f64)) -> Report {
+    let mut world = World::new(scenario, rules);
+    let (begin, end) = (world.now, world.now + scenario.lasts.as_millis());
+    let mut events = 0u64;
+    while let Some(Queued { at, event, .. }) = world.queue.pop() {
+        if at > end || world.report.incident.is_some() {
+            break;
+        }
+        world.now = at;
+        world.happen(event);
+        events += 1;
+        if events % FORGET_EVERY == 0 {
+            world.forget();
+            progress((at - begin) as f64 / (end - begin).max(1) as f64);
+        }
+    }
+    world.report.story = world.story.into();
+    world.report
+}
+
+impl<'a, R: Rules> World<'a, R> {
+    fn new(scenario: &'a Scenario, rules: &'a R) -> Self {
+        let mut random = Random::new(scenario.seed);
+        let reality = &scenario.reality;
+        let half = reality.skew.as_millis() / 2;
+        let now = scenario.begins.as_millis();
+        let clock = |random: &mut Random| random.extreme(half) * if random.below(2) == 0 { 1 } else { -1 };
+        let replicas: Vec<Replica> = (0..reality.replicas).map(|_| Replica::new(clock(&mut random))).collect();
+        let clocks = reality.verifiers.iter().map(|_| clock(&mut random)).collect();
+        let first = scenario.policies[0].clone();
+        let keyring = Keyring::new(scenario.keyset.clone(), "simulated".to_owned(), first, true, scenario.begins);
+        let mut world = World {
+            scenario,
+            rules,
+            random,
+            now,
+            queue: BinaryHeap::new(),
+            order: 0,
+            store: Arc::new(keyring),
+            store_up: true,
+            backend_up: true,
+            policy: 0,
+            served: Served::new(replicas.len()),
+            replicas,
+            clocks,
+            revoked: Vec::new(),
+            last_live: BTreeMap::new(),
+            ever_served: false,
+            story: VecDeque::new(),
+            report: Report::default(),
+        };
+        for replica in 0..world.replicas.len() {
+            world.look_at(replica, now);
+        }
+        if reality.faults != super::Faults::NONE {
+            world.next_fault();
+        }
+        if scenario.policies.len() > 1 {
+            world.next_configuration();
+        }
+        world
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Look { replica } => {
+                if self.replicas[replica].next_look == self.now {
+                    self.replicas[replica].next_look = Moment::MAX;
+                    self.look(replica);
+                }
+            }
+            Event::Present(presentation) => self.judge(presentation),
+            Event::Fault => {
+                self.fault();
+                self.next_fault();
+            }
+            Event::Return { replica } => self.come_back(replica),
+            Event::Linked { replica } => {
+                self.replicas[replica].linked = true;
+                self.look(replica);
+            }
+            Event::StoreBack => {
+                self.store_up = true;
+                (0..self.replicas.len()).for_each(|replica| self.look(replica));
+            }
+            Event::BackendBack => self.backend_up = true,
+            Event::Configure => {
+                self.policy = self.random.index(self.scenario.policies.len());
+                self.tell(|| "another configuration".to_owned());
+                (0..self.managers()).for_each(|replica| self.look(replica));
+                self.next_configuration();
+            }
+        }
+    }
+
+    // What replicas do.
+
+    fn managers(&self) -> usize {
+        self.replicas.len().min(2)
+    }
+
+    fn reaches(&self, replica: usize) -> bool {
+        let it = &self.replicas[replica];
+        it.up && it.linked && self.store_up
+    }
+
+    /// A file store is always confirmed, and so is who reaches a shared one.
+    fn confirm(&mut self, replica: usize) {
+        if self.replicas.len() == 1 || self.reaches(replica) {
+            self.replicas[replica].confirmed = self.now;
+        }
+    }
+
+    fn look_at(&mut self, replica: usize, at: Moment) {
+        let at = at.max(self.now);
+        if at < self.replicas[replica].next_look {
+            self.replicas[replica].next_look = at;
+            self.push(at, Event::Look { replica });
+        }
+    }
+
+    fn look(&mut self, replica: usize) {
+        if !self.replicas[replica].up {
+            return;
+        }
+        self.confirm(replica);
+        if self.reaches(replica) {
+            self.take(replica, self.store.clone());
+        }
+        if replica < self.managers() && self.reaches(replica) {
+            self.carry_on(replica);
+        }
+        self.limit(replica);
+    }
+
+    /// Does what there is to do, as the scheduler and reconcile do.
+    fn carry_on(&mut self, replica: usize) {
+        for _ in 0..STEPS_MAX {
+            let it = &self.replicas[replica];
+            let facts = it.facts(&self.store, &self.scenario.policies[self.policy], self.ever_served, self.now);
+            let plan = self.rules.plan(&self.store, &facts);
+            let clock = facts.now;
+            match plan.step {
+                None => {
+                    if let Some(wake) = plan.wake {
+                        let at = self.replicas[replica].moment(wake).max(self.now + 1);
+                        self.look_at(replica, at);
+                    }
+                    return;
+                }
+                Some(Step::Write(change)) => self.write(replica, &change, clock),
+                Some(Step::Create { serial, algorithm }) if self.backend_up => {
+                    self.report.keys += 1;
+                    self.write(replica, &Change::Add(Box::new(new_key(serial, algorithm))), clock);
+                }
+                Some(Step::Destroy { serial }) if self.backend_up => {
+                    self.write(replica, &Change::Destroyed(serial), clock);
+                }
+                Some(Step::Create { serial, .. }) => self.back_off(replica, SlowStep::Create { serial }),
+                Some(Step::Destroy { serial }) => self.back_off(replica, SlowStep::Destroy { serial }),
+            }
+        }
+        panic!("no rest after {STEPS_MAX} steps at one instant: {:#?}", self.story);
+    }
+
+    fn back_off(&mut self, replica: usize, step: SlowStep) {
+        let until = self.replicas[replica].clock(self.now) + Span::MINUTE;
+        self.replicas[replica].backoff.insert(step, until);
+    }
+
+    fn write(&mut self, replica: usize, change: &Change, clock: Timestamp) {
+        if matches!(change, Change::Promote { .. }) {
+            self.report.rotations += 1;
+        }
+        let next = self.rules.after(&self.store, change, clock);
+        self.tell(|| match change {
+            Change::Add(key) => format!("replica {replica}: add {}", key.kid),
+            Change::AdoptPolicy(_) => format!("replica {replica}: adopt policy"),
+            change => format!("replica {replica}: {change:?}"),
+        });
+        self.store_next(replica, next);
+    }
+
+    fn store_next(&mut self, replica: usize, next: Keyring) {
+        self.store = Arc::new(next);
+        self.take(replica, self.store.clone());
+        let lag = self.scenario.reality.lag.as_millis();
+        for other in (0..self.replicas.len()).filter(|other| *other != replica) {
+            let after = self.random.extreme(lag);
+            self.look_at(other, self.now + after);
+        }
+    }
+
+    /// A replica shows and signs by another keyring from now on.
+    fn take(&mut self, replica: usize, keyring: Arc<Keyring>) {
+        let it = &mut self.replicas[replica];
+        if it.view.as_ref().is_some_and(|view| view.generation == keyring.generation) {
+            return self.limit(replica);
+        }
+        let before: Vec<Serial> = it.view.iter().flat_map(|view| view.published()).map(|key| key.serial).collect();
+        it.take(keyring.clone(), self.now);
+        for key in &keyring.keys {
+            if key.state.is_published() {
+                self.served.shows(replica, key.serial, self.now);
+                self.ever_served = true;
+            } else if before.contains(&key.serial) {
+                self.hide(replica, key.serial);
+            }
+            if key.state == KeyState::Revoked && !self.revoked.contains(&key.serial) {
+                self.revoked.push(key.serial);
+            }
+        }
+        for gone in before.into_iter().filter(|serial| keyring.key(*serial).is_none()) {
+            self.hide(replica, gone);
+        }
+        self.limit(replica);
+    }
+
+    fn hide(&mut self, replica: usize, key: Serial) {
+        self.served.hides(replica, key, self.now);
+        if self.revoked.contains(&key) || self.store.key(key).is_some_and(|key| key.state == KeyState::Revoked) {
+            return;
+        }
+        if let Some(last) = self.last_live.get(&key) {
+            let margin = Margin {
+                span: Span::from_millis(self.now - last),
+                at: Timestamp::from_millis(self.now),
+                verifier: String::new(),
+                key,
+            };
+            keep_least(&mut self.report.late, margin);
+        }
+    }
+
+    /// Brings what it signs with and whether it answers in line with what it knows and since when.
+    fn limit(&mut self, replica: usize) {
+        self.confirm(replica);
+        let it = &self.replicas[replica];
+        let confirmed = self.replicas.len() == 1 || self.reaches(replica);
+        let (signs_until, answers_until) = (it.signs_until(), it.answers_until());
+        let may_sign = it.up && (confirmed || self.now <= signs_until);
+        let may_answer = it.up && it.view.is_some() && (confirmed || self.now <= answers_until);
+        if !confirmed && it.up {
+            let next = [signs_until, answers_until].into_iter().filter(|at| *at >= self.now).min();
+            if let Some(at) = next {
+                self.look_at(replica, at + 1);
+            }
+        }
+        let active = self.replicas[replica].view.as_ref().and_then(|view| view.active()).map(|key| key.serial);
+        self.sign_with(replica, active.filter(|_| may_sign));
+        self.answer(replica, may_answer);
+    }
+
+    fn answer(&mut self, replica: usize, answering: bool) {
+        if self.replicas[replica].answering == answering {
+            return;
+        }
+        self.replicas[replica].answering = answering;
+        if answering {
+            self.served.answers(replica, self.now);
+        } else {
+            self.served.falls_silent(replica, self.now);
+        }
+    }
+
+    fn sign_with(&mut self, replica: usize, key: Option<Serial>) {
+        let before = self.replicas[replica].signing;
+        if before == key {
+            return;
+        }
+        self.replicas[replica].signing = key;
+        if let Some(before) = before {
+            self.watch(replica, before);
+        }
+        if let Some(key) = key {
+            self.watch(replica, key);
+        }
+    }
+
+    // Tokens.
+
+    /// Watches tokens that are signed at this instant: shown as soon as they are live, at their last moment, or between.
+    fn watch(&mut self, replica: usize, key: Serial) {
+        if self.revoked.contains(&key) || self.scenario.reality.verifiers.is_empty() {
+            return;
+        }
+        let Some(view) = self.replicas[replica].view.clone() else { return };
+        let clock = self.replicas[replica].clock(self.now).as_millis();
+        let reality: &Reality = &self.scenario.reality;
+        let longest = view.key(key).map_or(view.policy.tokens.max_ttl, |key| key.ttl_bound.min(view.policy.tokens.max_ttl));
+        for _ in 0..reality.tokens {
+            let ttl = Span::from_secs(self.random.extreme(longest.as_secs()).max(1));
+            let life = Life::issued(clock, ttl, view.policy.tokens.backdate);
+            let verifier = self.random.index(reality.verifiers.len());
+            let (from, to) = life.for_clock(self.clocks[verifier]);
+            let from = from.max(self.now);
+            if to < from {
+                continue;
+            }
+            let at = from + self.random.extreme(to - from);
+            let age = reality.verifiers[verifier].age(reality.layers, &mut self.random);
+            let last = self.last_live.entry(key).or_insert(to);
+            *last = (*last).max(to);
+            self.push(at, Event::Present(Presentation { key, verifier, signed: self.now, age }));
+        }
+    }
+
+    fn judge(&mut self, shown: Presentation) {
+        if self.revoked.contains(&shown.key) {
+            return;
+        }
+        let document = self.served.document(self.now - shown.age, self.now, &mut self.random);
+        self.report.presented += 1;
+        if document.is_some_and(|document| self.served.contains(document, shown.key)) {
+            return self.note_margin(shown);
+        }
+        self.report.rejected += 1;
+        let (from, until) = self.served.life(shown.key).map_or((None, None), |(from, until)| (Some(from), until));
+        self.report.incident.get_or_insert(Incident {
+            at: Timestamp::from_millis(self.now),
+            verifier: self.scenario.reality.verifiers[shown.verifier].name.clone(),
+            key: shown.key,
+            signed_at: Timestamp::from_millis(shown.signed),
+            document_of: document.map(|Document { of, .. }| Timestamp::from_millis(of)),
+            served_from: from.map(Timestamp::from_millis),
+            served_until: until.map(Timestamp::from_millis),
+        });
+    }
+
+    /// How much older the document could have been.
+    fn note_margin(&mut self, shown: Presentation) {
+        let verifier = &self.scenario.reality.verifiers[shown.verifier];
+        let Some((from, _)) = self.served.life(shown.key) else { return };
+        let oldest = self.now - verifier.oldest(self.scenario.reality.layers);
+        if shown.key == 1 || oldest < from {
+            return; // The first key of an issuer signs at once: nobody holds a document without it.
+        }
+        let margin = Margin {
+            span: Span::from_millis(oldest - from),
+            at: Timestamp::from_millis(self.now),
+            verifier: verifier.name.clone(),
+            key: shown.key,
+        };
+        keep_least(&mut self.report.early, margin);
+    }
+
+    // What goes wrong.
+
+    /// How long a fault lasts or is away from the next: of the order of what the policy waits for.
+    fn scale(&self) -> i64 {
+        let rotation = &self.store.policy.rotation;
+        (rotation.propagation.as_millis() / 2).max(1000)
+    }
+
+    fn next_fault(&mut self) {
+        let wait = self.scale();
+        let at = self.now + 1 + self.random.between(0, wait * 2);
+        self.push(at, Event::Fault);
+    }
+
+    fn next_configuration(&mut self) {
+        let wait = self.scale() * 10;
+        let at = self.now + 1 + self.random.between(0, wait * 2);
+        self.push(at, Event::Configure);
+    }
+
+    fn fault(&mut self) {
+        let faults = self.scenario.reality.faults;
+        let replica = self.random.index(self.replicas.len());
+        let scale = self.scale();
+        let last = self.random.between(1, scale);
+        match self.random.below(5) {
+            0 if faults.crashes => self.crash(replica, last),
+            1 if faults.outages && self.replicas[replica].linked && self.replicas.len() > 1 => {
+                self.tell(|| format!("replica {replica} is cut off for {last} ms"));
+                self.confirm(replica);
+                self.replicas[replica].linked = false;
+                self.push(self.now + last, Event::Linked { replica });
+                self.limit(replica);
+            }
+            2 if faults.outages && self.store_up && self.replicas.len() > 1 => {
+                self.tell(|| format!("the store is away for {last} ms"));
+                (0..self.replicas.len()).for_each(|replica| self.confirm(replica));
+                self.store_up = false;
+                self.push(self.now + last, Event::StoreBack);
+                (0..self.replicas.len()).for_each(|replica| self.limit(replica));
+            }
+            3 if faults.backend && self.backend_up => {
+                self.tell(|| format!("the backend is away for {last} ms"));
+                self.backend_up = false;
+                self.push(self.now + last, Event::BackendBack);
+            }
+            4 if faults.operators => self.operate(),
+            _ => {}
+        }
+    }
+
+    fn crash(&mut self, replica: usize, downtime: i64) {
+        if !self.replicas[replica].up {
+            return;
+        }
+        self.tell(|| format!("replica {replica} crashes for {downtime} ms"));
+        self.report.crashes += 1;
+        let shown: Vec<Serial> = self.view_of(replica).published().map(|key| key.serial).collect();
+        self.sign_with(replica, None);
+        self.answer(replica, false);
+        shown.into_iter().for_each(|serial| self.served.hides(replica, serial, self.now));
+        self.replicas[replica].crash();
+        self.push(self.now + downtime, Event::Return { replica });
+    }
+
+    fn view_of(&self, replica: usize) -> Arc<Keyring> {
+        self.replicas[replica].view.clone().unwrap_or_else(|| self.store.clone())
+    }
+
+    fn come_back(&mut self, replica: usize) {
+        self.replicas[replica].up = true;
+        let max_age = self.store.policy.issuer.max_age.as_millis();
+        let last = if self.served.is_answered(self.now) { Some(self.now) } else { self.served.last_answer(self.now) };
+        if last.is_none_or(|last| self.now - last > max_age) {
+            self.tell(|| "publication goes on after a silence".to_owned());
+            for replica in &mut self.replicas {
+                replica.resumed_at = Some(replica.clock(self.now));
+            }
+        }
+        self.look(replica);
+    }
+
+    fn operate(&mut self) {
+        let manager = self.random.index(self.managers());
+        if !self.reaches(manager) {
+            return;
+        }
+        self.look(manager);
+        let retiring = self.store.keys.iter().find(|key| key.state == KeyState::Retiring).map(|key| key.serial);
+        let active = self.store.active().map(|key| key.serial);
+        let clock = self.replicas[manager].clock(self.now);
+        let rotate = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
+        let intent = match self.random.below(12) {
+            0..=4 => rotate,
+            5 | 6 => Intent::Rollback,
+            7 => Intent::Hold { until: Some(clock + Span::from_millis(self.scale())) },
+            8 => Intent::Hold { until: None },
+            9 | 10 => Intent::Resume,
+            _ => match if self.random.below(2) == 0 { active } else { retiring } {
+                Some(serial) => Intent::Revoke { serial },
+                None => rotate,
+            },
+        };
+        let request = Request {
+            intent,
+            actor: "operator".to_owned(),
+            reason: None,
+            dry_run: false,
+            if_generation: None,
+            idempotency: None,
+        };
+        let it = &self.replicas[manager];
+        let facts = it.facts(&self.store, &self.scenario.policies[self.policy], self.ever_served, self.now);
+        // A revocation may have to take a key that not everyone knows yet: what it signs is not promised.
+        let Ok(Decision::Write { next, outcome }) = self.rules.decide(&self.store, &facts, &request) else { return };
+        self.tell(|| format!("operator at replica {manager}: {:?}", request.intent));
+        self.report.revocations += u64::from(matches!(request.intent, Intent::Revoke { .. }));
+        if outcome.unpropagated
+            && let Some(key) = next.active()
+        {
+            self.revoked.push(key.serial);
+        }
+        self.store_next(manager, *next);
+        self.look(manager);
+    }
+
+    // Bookkeeping.
+
+    fn push(&mut self, at: Moment, event: Event) {
+        self.order += 1;
+        self.queue.push(Queued { at, order: self.order, event });
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.story.len() == STORY_MAX {
+            self.story.pop_front();
+        }
+        let line = format!("{}  {}", Timestamp::from_millis(self.now).to_rfc3339(), line());
+        self.story.push_back(line);
+    }
+
+    /// What is older than any token or document in use.
+    fn forget(&mut self) {
+        let policies = || self.scenario.policies.iter();
+        let longest = |of: &dyn Fn(&Policy) -> Span| policies().map(of).max().unwrap_or(Span::ZERO);
+        let tokens = longest(&|policy| policy.overlap());
+        let reality = &self.scenario.reality;
+        let caches = reality.verifiers.iter().map(|verifier| verifier.oldest(reality.layers)).max().unwrap_or(0);
+        let before = self.now - (tokens.as_millis() + caches) * 2 - self.scale() * 4;
+        self.served.forget_before(before);
+        let oldest = self.store.keys.first().map_or(0, |key| key.serial);
+        self.last_live.retain(|_, last| *last > before);
+        self.revoked.retain(|serial| *serial + 64 >= oldest);
+    }
+}
+
+fn keep_least(kept: &mut Option<Margin>, margin: Margin) {
+    if kept.as_ref().is_none_or(|kept| margin.span < kept.span) {
+        *kept = Some(margin);
+    }
+}
+
+fn new_key(serial: Serial, algorithm: Algorithm) -> NewKey {
+    NewKey {
+        kid: Kid(Arc::from(format!("key-{serial}"))),
+        algorithm,
+        public: PublicJwk::Ec { crv: EcCurve::P256, x: format!("x{serial}"), y: "y".to_owned() },
+        private: Some(PrivateHandle { backend: "simulated".to_owned(), handle: serial.to_string() }),
+    }
+}
