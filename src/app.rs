@@ -1,7 +1,9 @@
 //! The composition root: the only place that wires adapters to ports, and runs what it wired.
 
 mod access;
+mod herald;
 mod leftovers;
+mod notices;
 mod publishers;
 mod reload;
 mod storage;
@@ -26,13 +28,14 @@ use crate::clock::{Clock, SystemClock, TrustedClock};
 use crate::config::{Address, Config, Listener, Loaded, ProcessRole, Source};
 use crate::engine::probes::HttpsFetch;
 use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError};
+use crate::http::access::AccessLog;
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
 use crate::http::middleware::{HostPolicy, guard_host};
 use crate::http::ops::OpsState;
 use crate::http::replication::{MOST_CONNECTIONS, ReplicationState};
 use crate::http::signer::SignerState;
-use crate::http::tls::{Tls, TlsError, TlsFiles};
+use crate::http::tls::{ClientCertificates, Tls, TlsError, TlsFiles};
 use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::timing::Finding;
@@ -40,9 +43,11 @@ use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
 use crate::store::relay::Relay;
 use crate::store::wire::LONGEST_REPORT;
+use crate::systemd::Systemd;
 use crate::telemetry::metrics::Metrics;
 
 pub use access::{AccessError, fresh_token};
+pub use notices::webhooks;
 pub use storage::{Initialised, Maintained, initialise, open_for_maintenance, open_for_migration};
 
 /// Why the daemon did not start, or ended with a failure.
@@ -122,12 +127,14 @@ pub struct App {
     listeners: Vec<Bound>,
     stopping: Arc<AtomicBool>,
     reloader: Arc<reload::Reloader>,
+    herald: Arc<herald::Herald>,
     /// The seal lives elsewhere and is opened while the daemon runs.
     sealed: Option<unseal::Sealed>,
     /// Something that the daemon needs is not on this machine.
     remote: bool,
     /// What other replicas fetch here.
     relay: Option<Arc<Relay>>,
+    access_log: Arc<AccessLog>,
     /// Listeners end, and answers are held back no longer.
     shutdown: CancellationToken,
 }
@@ -161,6 +168,8 @@ impl App {
     pub async fn build(loaded: Loaded, source: Source, storage: Storage) -> Result<App, AppError> {
         let config = loaded.config.clone();
         raise_open_file_limit();
+        let systemd = systemd();
+        systemd.tell(None, Some("Starting")).await;
         // What changes from here on is noticed: everything is read after this.
         let attention = reload::Attention::new(&loaded).map_err(AppError::Signals)?;
         refuse_unfit_first_start(&loaded)?;
@@ -190,12 +199,21 @@ impl App {
         configure(&engine, sealed.is_some(), &declared).await.map_err(|errors| refused(errors, &loaded))?;
         engine.place_at(publishers::places(&config));
         let (stopping, shutdown) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-        let access = Arc::new(access::Access::new(&engine, &config, variables)?);
-        let reloader = Arc::new(reload::Reloader::new(engine.clone(), access.clone(), source, loaded, attention));
+        let access = Arc::new(access::Access::new(&engine, &config, variables.clone())?);
+        let receivers = notices::Receivers::new(engine.clone(), &config, variables)?;
+        let access_log = Arc::new(AccessLog::new());
+        let credentials = (access.clone(), receivers);
+        let herald = Arc::new(herald::Herald::new(systemd, engine.clone()));
+        let (reloading, telling) = (engine.clone(), herald.clone());
+        let reloader = Arc::new(reload::Reloader::new(reloading, credentials, source, loaded, attention, telling));
+        reloader.follow_access_log(access_log.clone(), &config);
         let mut listeners = Vec::new();
         for (name, listener, socket) in sockets {
-            let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(files))).transpose()?;
+            let tls = listener.tls.as_ref().map(|files| Tls::load(&tls_files(&config, name, files))).transpose()?;
             if let Some(tls) = &tls {
+                if let Some(wrong) = tls.validity().refusal(engine.clock.now()) {
+                    tracing::error!(listener = name, wrong, "clients will not accept the certificate");
+                }
                 reloader.follow_tls(name, tls.clone());
             }
             let router = match name {
@@ -217,14 +235,16 @@ impl App {
                 }
                 _ => {
                     let reload = reload::handle(reloader.clone());
-                    let state = AdminState { engine: engine.clone(), tokens: access.admins.clone(), reload };
+                    let page = config.admin.as_ref().is_some_and(|admin| admin.page);
+                    let (tokens, certificates) = (access.admins.clone(), access.operators.clone());
+                    let state = AdminState { engine: engine.clone(), tokens, certificates, reload, page };
                     guarded(crate::http::admin::router(state), &socket, tls.as_ref())
                 }
             };
             listeners.push(Bound { name, listener: socket, router, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
-        Ok(App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown })
+        Ok(App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, access_log, shutdown })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -238,7 +258,8 @@ impl App {
 
     /// Runs until `stop` resolves, then finishes what was asked.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        let App { engine, aws_kms, listeners, stopping, reloader, sealed, remote, relay, shutdown } = self;
+        let App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, access_log, shutdown } =
+            self;
         let mut stop = std::pin::pin!(stop);
         let failed = Arc::new(Notify::new());
         let mut starting = tokio::spawn(start(engine.clone(), sealed, failed.clone(), relay.clone()));
@@ -254,6 +275,7 @@ impl App {
             () = open_anyway => still_starting = true,
             () = &mut stop => {
                 starting.abort();
+                herald.stopping(Span::ZERO).await;
                 engine.stop().await;
                 return Ok(());
             }
@@ -264,11 +286,12 @@ impl App {
         }
         let mut serving = JoinSet::new();
         for bound in listeners {
-            let options = options(bound.name, bound.tls);
+            let options = ListenerOptions { access_log: access_log.clone(), ..options(bound.name, bound.tls) };
             tracing::info!(listener = bound.name, address = %bound.listener.local_addr(), "listening");
             serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
         }
         engine.opened().await;
+        herald.ready().await;
         if !engine.is_sealed() {
             engine.schedule();
         }
@@ -283,10 +306,17 @@ impl App {
         let (placing, cancel) = (engine.clone(), background.clone());
         let place =
             supervisor.clone().keep("publishers", cancel.clone(), move || placing.clone().watch_places(cancel.clone()));
+        let (telling, cancel) = (engine.clone(), background.clone());
+        let tell =
+            supervisor.clone().keep("notices", cancel.clone(), move || telling.clone().watch_notices(cancel.clone()));
         let (cleaning, cancel) = (engine.clone(), background.clone());
         let leftovers = supervisor.clone().keep("leftovers", cancel.clone(), move || {
             leftovers::clean_up(cleaning.clone(), aws_kms.clone(), cancel.clone())
         });
+        let (accounts, cancel) = (reloader.service_accounts(), background.clone());
+        let cluster = supervisor
+            .clone()
+            .keep("service accounts", cancel.clone(), move || accounts.clone().follow(cancel.clone()));
         let cancel = background.clone();
         let passing = supervisor.clone();
         let watch = supervisor.keep("reload", cancel.clone(), move || reload::watch(watching.clone(), cancel.clone()));
@@ -294,9 +324,17 @@ impl App {
             tokio::spawn(beat),
             tokio::spawn(probe),
             tokio::spawn(place),
+            tokio::spawn(tell),
             tokio::spawn(leftovers),
+            tokio::spawn(cluster),
             tokio::spawn(watch),
         ];
+        if herald.is_heard() {
+            let (herald, cancel) = (herald.clone(), background.clone());
+            tasks.push(tokio::spawn(
+                passing.clone().keep("systemd", cancel.clone(), move || herald.clone().watch(cancel.clone())),
+            ));
+        }
         let (following, attending, cancel) = (engine.clone(), engine.clone(), background.clone());
         if engine.is_shared() {
             tasks.push(tokio::spawn(
@@ -331,6 +369,7 @@ impl App {
             Span::ZERO
         };
         tracing::info!(delay = %shutdown_delay, "stopping: unready, still serving");
+        herald.stopping(shutdown_delay).await;
         tokio::time::sleep(shutdown_delay.to_std()).await;
         shutdown.cancel();
         while serving.join_next().await.is_some() {}
@@ -345,6 +384,16 @@ impl App {
         tracing::info!("stopped");
         ended
     }
+}
+
+/// Whoever started this process, as far as it is systemd.
+fn systemd() -> Systemd {
+    let environment = access::process_environment();
+    let (systemd, errors) = Systemd::from_environment(|name| environment(name), std::process::id());
+    for error in errors {
+        tracing::warn!("{error}");
+    }
+    systemd
 }
 
 /// Takes the configuration. A shared store that has come and gone again meanwhile is waited for.
@@ -540,12 +589,15 @@ fn listen_address(address: &Address) -> ListenAddress {
     }
 }
 
-fn tls_files(files: &crate::config::TlsFiles) -> TlsFiles {
-    TlsFiles {
-        cert_file: files.cert_file.clone(),
-        key_file: files.key_file.clone(),
-        clients: crate::http::tls::ClientCertificates::None,
-    }
+/// The TLS files of the listener `table`, and whether its clients can do without a certificate: they can where others
+/// are known by a token.
+pub fn tls_files(config: &Config, table: &str, files: &crate::config::TlsFiles) -> TlsFiles {
+    let clients = match &files.client_ca_file {
+        None => ClientCertificates::None,
+        Some(path) if config.needs_certificates(table) => ClientCertificates::Required(path.clone()),
+        Some(path) => ClientCertificates::Optional(path.clone()),
+    };
+    TlsFiles { cert_file: files.cert_file.clone(), key_file: files.key_file.clone(), clients }
 }
 
 /// Signer and admin answer only for hosts that a web page cannot take over (DNS rebinding).

@@ -1,7 +1,12 @@
 //! HTTP requests of this process to servers of its operator's choice: no redirects, no proxy, bounded answers.
 
+use std::net::SocketAddr;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Response};
+
+use crate::config::is_link_local;
 
 /// What every such client has in common; `purpose` tells servers what is asked for.
 pub fn client(purpose: &str) -> ClientBuilder {
@@ -28,4 +33,22 @@ pub enum BodyError {
     Broken(#[source] reqwest::Error),
     #[error("the answer is too long")]
     TooLong,
+}
+
+/// Resolves names to addresses beyond this network segment, so that a name cannot lead a request to the credentials that
+/// clouds serve there. Addresses in the configuration are checked by its validation.
+pub struct NotLinkLocal;
+
+impl Resolve for NotLinkLocal {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|address| !is_link_local(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err(format!("{} has no address that may be asked", name.as_str()).into());
+            }
+            let addresses: Addrs = Box::new(allowed.into_iter());
+            Ok(addresses)
+        })
+    }
 }

@@ -115,6 +115,14 @@ impl Admin {
         answer
     }
 
+    /// As [`call`](Self::call), for what other tests see move.
+    async fn look_at(&mut self, path: &str) {
+        let answer = Call::get(&self.daemon, "admin", &format!("/v1{path}")).expect(200).await;
+        let template = template(path);
+        self.description.check("GET", &template, &answer);
+        self.reached.insert(format!("GET {template}"));
+    }
+
     async fn show(&mut self, keyset: &str) -> Value {
         let answer = self.call("keyset", Method::GET, &format!("/keysets/{keyset}?history=true"), None).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -331,6 +339,9 @@ async fn every_member_of_every_answer_moves_and_is_described() {
     assert_eq!(page.status, 200);
     it.call("audit", Method::GET, "/audit?after=2099-01-01T00:00:00Z", None).await;
     it.call("list", Method::GET, "/keysets", None).await;
+    for path in ["/keysets/default/timeline", "/keysets/quick/timeline", "/replicas", "/whoami"] {
+        it.look_at(path).await;
+    }
 
     // `ClockAnswer.was_frozen` takes a clock that steps; nothing here moves it.
     let mut constant = CONSTANT.to_vec();
@@ -639,7 +650,15 @@ async fn only_those_with_a_token_and_the_role_get_in() {
         (Method::POST, "/v1/clock/accept".to_owned()),
         (Method::POST, "/v1/reload".to_owned()),
     ];
-    let reading = ["/v1/keysets", "/v1/keysets/default", "/v1/audit", "/openapi.json"];
+    let reading = [
+        "/v1/keysets",
+        "/v1/keysets/default",
+        "/v1/keysets/default/timeline",
+        "/v1/replicas",
+        "/v1/whoami",
+        "/v1/audit",
+        "/openapi.json",
+    ];
     for (method, path) in &changing {
         let call = || Call::new(&it.daemon, method.clone(), "admin", path).json(&json!({}));
         assert_eq!(call().bearer(token.trim()).expect(403).await.slug(), "forbidden", "{method} {path}");
@@ -647,6 +666,8 @@ async fn only_those_with_a_token_and_the_role_get_in() {
         assert_eq!(nobody.slug(), "unauthorized");
         assert_eq!(nobody.header("www-authenticate"), "Bearer realm=\"jwksd\"");
     }
+    let whoami = Call::get(&it.daemon, "admin", "/v1/whoami").bearer(token.trim()).expect(200).await.json();
+    assert_eq!((&whoami["name"], &whoami["role"]), (&json!("viewer"), &json!("viewer")));
     for path in reading {
         let call = || Call::get(&it.daemon, "admin", path);
         call().bearer(token.trim()).expect(200).await;
@@ -749,7 +770,7 @@ async fn web_pages_and_malformed_requests_are_refused() {
         let call = Call::get(daemon, "admin", &format!("/v1/audit?after={after}"));
         assert_eq!(call.expect(400).await.slug(), "malformed-request", "{after}");
     }
-    for path in ["/", "/v1", "/v1/", "/v1/keysets/", "/v1/keyset", "/v2/keysets", "/v1/keysets/default/keys"] {
+    for path in ["/v1", "/v1/", "/v1/keysets/", "/v1/keyset", "/v2/keysets", "/v1/keysets/default/keys"] {
         assert_eq!(Call::get(daemon, "admin", path).expect(404).await.slug(), "not-found", "{path}");
     }
     for path in ["nobody", "DEFAULT", "default%20", "..%2fdefault", &"x".repeat(3000)] {

@@ -321,7 +321,13 @@ async fn tokens_are_signed_verified_inspected_and_key_sets_compared() {
 
     assert_eq!(done(&daemon, &["healthcheck"]).await.out, "ready\n");
     assert_eq!(done(&daemon, &["healthcheck", "--sign", "-o", "json"]).await.json(), json!({ "ready": true }));
+    assert_eq!(done(&daemon, &["healthcheck", "--live"]).await.out, "alive\n");
     fails(&daemon, 4, &["healthcheck", "--server", "127.0.0.1:1"]).await;
+    // In a container that has no authorities' certificates, which plain HTTP does not need.
+    let bare = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| (name, "/nonexistent".to_owned()));
+    let address = daemon.address("ops").to_owned();
+    let healthy = run(&daemon.path(""), &bare, &["healthcheck", "--live", "--server", &address]).await;
+    assert_eq!(healthy.code, 0, "{healthy:?}");
     fails(&daemon, 4, &["status", "--server", "127.0.0.1:1"]).await;
     let wrong = daemon.path("wrong.token");
     std::fs::write(&wrong, "a-token-that-nobody-knows-0123456789").unwrap();
@@ -444,6 +450,14 @@ async fn init_is_idempotent_and_reseal_moves_to_a_new_seal() {
     assert_eq!(std::fs::read(folder.path().join("seal.key")).unwrap(), seal);
     assert_eq!(std::fs::read(folder.path().join("admin.token")).unwrap(), token);
 
+    // An empty store beside a seal key was lost, unless somebody says that the key was there first.
+    std::fs::remove_dir_all(folder.path().join("keyrings")).unwrap();
+    let lost = alone(&folder, &["init"]).await;
+    assert!(lost.code == 1 && lost.err.contains("the store was lost"), "{lost:?}");
+    let made = alone(&folder, &["init", "--existing-seal"]).await;
+    assert!(made.code == 0 && made.out.contains("keyrings") && !made.out.contains("seal.key"), "{made:?}");
+    assert_eq!(std::fs::read(folder.path().join("seal.key")).unwrap(), seal);
+
     // A keyset with keys, resealed under a new seal key, is the same keyset without the former one.
     let mut daemon = Daemon::builder().tables(TABLES).start().await;
     let kid = daemon.sign("default", json!({ "claims": { "sub": "a", "aud": "b" } })).await.kid;
@@ -537,6 +551,18 @@ async fn variables_that_are_empty_count_as_unset_and_the_server_is_that_of_opera
         let ran = run(&daemon.path(""), &environment, arguments).await;
         assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
     }
+}
+
+#[tokio::test]
+async fn a_broken_configuration_does_not_keep_operators_from_a_daemon_that_runs() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    std::fs::write(daemon.path("jwksd.toml"), "[keyset.default\n").unwrap();
+    let refused = fails(&daemon, 2, &["status"]).await;
+    assert!(refused.contains("not valid TOML") && refused.contains("--server ADDRESS and --token-file"), "{refused}");
+    let (server, token) = (daemon.address("admin"), daemon.path("admin.token"));
+    let named = ["--server", server, "--token-file", token.to_str().unwrap()];
+    done(&daemon, &[&["status"], &named[..]].concat()).await;
+    done(&daemon, &[&["rotate", "--wait"], &named[..]].concat()).await;
 }
 
 #[tokio::test]

@@ -13,13 +13,16 @@ use axum::extract::State;
 use axum::http::Extensions;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use jwksd::clock::{Clock, SystemClock};
+use jwksd::http::certificate::ClientCertificate;
 use jwksd::http::json::{JsonBody, OptionalJson};
 use jwksd::http::listener::{
     BindError, BoundListener, Drained, ListenAddress, ListenerOptions, Peer, raise_open_file_limit,
 };
 use jwksd::http::middleware::{HostPolicy, RequestId, guard_host};
 use jwksd::http::problem::{PROBLEM_JSON, ProblemType};
-use jwksd::http::tls::{ClientCertificate, ClientCertificates, Tls, TlsFiles};
+use jwksd::http::tls::{ClientCertificates, Tls, TlsFiles};
+use jwksd::keyring::time::Timestamp;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -504,7 +507,12 @@ async fn a_client_certificate_tells_its_names() {
     let ca_file = folder.path().join("ca.crt");
     std::fs::write(&ca_file, &ca.pem).unwrap();
     let who = get(|extensions: Extensions| async move {
-        extensions.get::<ClientCertificate>().map_or("nobody".to_owned(), |shown| shown.names.join(" "))
+        let shown = extensions.get::<ClientCertificate>();
+        // It may expire on an open connection.
+        let now_and_later = |shown: &ClientCertificate| {
+            format!("{:?} {:?}", shown.names(SystemClock.wall()), shown.names(Timestamp::MAX))
+        };
+        shown.map_or("nobody".to_owned(), now_and_later)
     });
     let ask = async |clients: ClientCertificates, shown: Option<&Ca>| {
         let tls = Tls::load(&tls_files(folder.path(), &ca, clients)).unwrap();
@@ -518,8 +526,9 @@ async fn a_client_certificate_tells_its_names() {
         client.build().unwrap().get(url).send().await?.text().await
     };
     let (optional, required) = (ClientCertificates::Optional(ca_file.clone()), ClientCertificates::Required(ca_file));
-    assert_eq!(ask(optional.clone(), Some(&ca)).await.unwrap(), "orders.internal");
-    assert_eq!(ask(required.clone(), Some(&ca)).await.unwrap(), "orders.internal");
+    let known = "Some([Dns(\"orders.internal\")]) None";
+    assert_eq!(ask(optional.clone(), Some(&ca)).await.unwrap(), known);
+    assert_eq!(ask(required.clone(), Some(&ca)).await.unwrap(), known);
     assert_eq!(ask(optional.clone(), None).await.unwrap(), "nobody");
     assert!(ask(required, None).await.is_err());
     assert!(ask(optional, Some(&Ca::new())).await.is_err());

@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "interop/envoy_example.rs"]
+mod envoy_example;
 #[path = "interop/forgery.rs"]
 mod forgery;
 #[path = "interop/verifiers.rs"]

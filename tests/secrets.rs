@@ -257,3 +257,103 @@ async fn a_process_whose_memory_cannot_be_protected_handles_no_keys() {
     undumpable.log_line("the warning", |line| line.message() == "the process is not fully hardened").await;
     undumpable.ready().await;
 }
+
+/// The access lines so far.
+fn access_lines(daemon: &Daemon) -> Vec<Value> {
+    let lines = daemon.logs().into_iter().filter(|line| line.contains("jwksd::access"));
+    lines.map(|line| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+#[tokio::test]
+async fn access_lines_tell_of_requests_and_repeat_nothing_that_callers_made_up() {
+    const SECRETS: [&str; 5] =
+        ["secret-in-a-header", "secret-in-the-path", "secret-in-the-query", "secret-in-the-body", "SECRETMETHOD"];
+    let [header, path, query, body, method] = SECRETS;
+    let log = "[telemetry.access_log]\nenabled = true\n";
+    let daemon = Daemon::builder().tables(&format!("{TABLES}{log}")).signer_with_token().start().await;
+    let client = std::fs::read_to_string(daemon.path("client.token")).unwrap();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let call = |method: Method, listener: &str, path: &str| {
+        let call = Call::new(&daemon, method, listener, &format!("{path}?q={query}"));
+        call.header("x-secret", header).header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+    };
+    let sign = |claims: Value| {
+        let call = call(Method::POST, "signer", "/v1/keysets/default/sign").header("x-request-id", "my-id");
+        call.bearer(client.trim()).json(&json!({ "claims": claims }))
+    };
+    let token = sign(json!({ "sub": body, "aud": "a" })).expect(200).await.json()["token"].as_str().unwrap().to_owned();
+    sign(json!({ "sub": body })).expect(422).await;
+    call(Method::POST, "signer", "/v1/keysets/default/sign").bearer(header).json(&json!({})).expect(401).await;
+    let lost = format!("/v1/{path}/{token}");
+    for listener in ["public", "signer", "admin"] {
+        call(Method::GET, listener, &lost).expect(404).await;
+    }
+    call(Method::from_bytes(method.as_bytes()).unwrap(), "admin", "/v1/keysets/default").expect(405).await;
+    Call::get(&daemon, "admin", "/v1/keysets/default").expect(200).await;
+    call(Method::GET, "public", "/.well-known/jwks.json").expect(200).await;
+    call(Method::GET, "ops", "/metrics").expect(200).await;
+    call(Method::GET, "ops", "/readyz").expect(200).await;
+
+    let last = |line: &support::LogLine| line.0["path"] == "/.well-known/jwks.json";
+    daemon.log_line("the last request", last).await;
+    let lines = access_lines(&daemon);
+    let told: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {} {} {}", text("listener"), text("method"), text("path"), line["status"], text("client"))
+        })
+        .collect();
+    let sign = "signer POST /v1/keysets/{keyset}/sign";
+    let expected = [
+        format!("{sign} 200 app"),
+        format!("{sign} 422 app"),
+        format!("{sign} 401 -"),
+        "public GET - 404 -".to_owned(),
+        "signer GET - 404 -".to_owned(),
+        "admin GET - 404 operator".to_owned(),
+        "admin _OTHER /v1/keysets/{keyset} 405 -".to_owned(),
+        "admin GET /v1/keysets/{keyset} 200 operator".to_owned(),
+        "public GET /.well-known/jwks.json 200 -".to_owned(),
+    ];
+    assert_eq!(told[..told.len().min(6)], expected[..6]);
+    assert_eq!(told[told.len() - 2..], expected[7..]);
+    assert!(told[6].starts_with("admin _OTHER /v1/keysets/{keyset} 405"), "{}", told[6]);
+    let first = &lines[0];
+    assert_eq!(
+        (&first["request_id"], &first["trace_id"], &first["keyset"]),
+        (&json!("my-id"), &json!(trace), &json!("default"))
+    );
+    assert!(first["duration_ms"].as_f64().is_some_and(|took| took > 0.0), "{first}");
+    assert!(first["bytes"].as_u64().is_some_and(|bytes| bytes > 100), "{first}");
+    assert!(first["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{first}");
+    assert!(lines.iter().all(|line| line["level"] == "INFO" && line.get("span").is_none()), "{lines:?}");
+    for line in &lines {
+        for secret in SECRETS.into_iter().chain([token.as_str(), client.trim()]) {
+            assert!(!line.to_string().contains(secret), "{secret} in {line}");
+        }
+    }
+
+    // Only what fails; then nothing. Both without a restart.
+    let exchange = async |log: &str| {
+        let old = std::fs::read_to_string(daemon.path("jwksd.toml")).unwrap();
+        let (rest, _) = old.split_once("[telemetry.access_log]").unwrap();
+        std::fs::write(daemon.path("jwksd.toml"), format!("{rest}[telemetry.access_log]\n{log}")).unwrap();
+        Call::post(&daemon, "admin", "/v1/reload").json(&json!({})).expect(200).await;
+        access_lines(&daemon).len()
+    };
+    let before = exchange("enabled = true\nlisteners = [\"public\"]\nsample_ratio = 0\n").await;
+    Call::get(&daemon, "admin", "/v1/keysets").expect(200).await;
+    call(Method::GET, "public", "/.well-known/jwks.json").expect(200).await;
+    call(Method::GET, "public", "/no").expect(404).await;
+    support::eventually("the failure", support::PATIENCE, async || {
+        (access_lines(&daemon).len() > before).then_some(())
+    })
+    .await;
+    let lines = access_lines(&daemon);
+    assert_eq!((lines.len(), &lines[before]["status"]), (before + 1, &json!(404)));
+    let before = exchange("enabled = false\n").await;
+    call(Method::GET, "public", "/no").expect(404).await;
+    Call::post(&daemon, "admin", "/v1/reload").json(&json!({})).expect(200).await;
+    assert_eq!(access_lines(&daemon).len(), before);
+}

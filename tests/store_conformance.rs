@@ -92,9 +92,14 @@ fn keyring(text: &str) -> Document {
 
 /// Every document, for keysets whose names are those of the store's own files.
 fn all_documents() -> Vec<Document> {
-    let mut documents =
-        vec![Document::Initialising, Document::Installation, Document::SeenInstallation, Document::Alive];
-    for keyset in ["default", "installation", "alive", "initialising", "lock", "seen", "0"] {
+    let mut documents = vec![
+        Document::Initialising,
+        Document::Installation,
+        Document::SeenInstallation,
+        Document::Alive,
+        Document::Notices,
+    ];
+    for keyset in ["default", "installation", "alive", "notices", "initialising", "lock", "seen", "0"] {
         documents.extend([keyring(keyset), Document::Seen(name(keyset))]);
     }
     documents

@@ -627,6 +627,8 @@ async fn the_journal_of_the_installation_is_kept() {
         reason: None,
         kids: BTreeSet::new(),
         detail: None,
+        generation: None,
+        changes: Vec::new(),
     };
     site.open().await.unwrap().amend_journal(None, |journal, _| journal.audit.push(entry.clone())).await.unwrap();
     let ledger = site.open().await.unwrap();
@@ -664,7 +666,17 @@ async fn members_that_a_newer_release_adds_to_a_record_are_passed_over() {
     known.supersedes.push(Superseded { lineage: "former".to_owned(), generation: 4 });
     known.floors.push(Floor { propagation: Span::HOUR, window: Span::MINUTE, until: at(5) });
     let (action, kids) = ("hold".to_owned(), BTreeSet::new());
-    known.journal.audit.push(AuditEntry { seq: 0, at: at(3), action, actor, reason: None, kids, detail: None });
+    known.journal.audit.push(AuditEntry {
+        seq: 0,
+        at: at(3),
+        action,
+        actor,
+        reason: None,
+        kids,
+        detail: None,
+        generation: None,
+        changes: Vec::new(),
+    });
     for schedule in [Schedule::Every(Span::DAY), Schedule::cron("@daily", Some("Europe/Berlin")).unwrap()] {
         known.policy.rotation.schedule = schedule;
         let mut stored = serde_json::to_value(&known).unwrap();

@@ -1,16 +1,17 @@
 //! Who may ask: tokens and clients from configuration and files, exchanged when these change.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
 
-use crate::config::{ClientCredential, Config, Role, Secret, SecretError, SecretSource};
+use crate::config::{ClientCredential, Config, Kubernetes, NoticeSecretError, Role, Secret, SecretError, SecretSource};
 use crate::engine::Engine;
+use crate::engine::notices::WebhookError;
 use crate::http::auth::{Authenticator, TokenError, TokenSet};
-use crate::http::signer::{Clients, Grant};
-use crate::keyring::name::Name;
+use crate::http::certificate::{CertificateSet, Certificates};
+use crate::http::clients::{ClientSet, Clients, Grant};
+use crate::kubernetes::ServiceAccounts;
 
 /// Why credentials could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,10 @@ pub enum AccessError {
     Secret { key: String, source: SecretError },
     #[error("{key}")]
     Token { key: String, source: TokenError },
+    #[error("{key}")]
+    Notice { key: String, source: NoticeSecretError },
+    #[error("{key}")]
+    Webhook { key: String, source: WebhookError },
     #[error("the admin token {} cannot be made", .path.display())]
     Create { path: PathBuf, source: std::io::Error },
 }
@@ -26,6 +31,8 @@ pub enum AccessError {
 /// The credentials in force.
 pub(super) struct Access {
     pub admins: Arc<Authenticator<Role>>,
+    pub operators: Arc<Certificates<Role>>,
+    pub service_accounts: Arc<ServiceAccounts>,
     pub clients: Arc<Clients>,
     pub replicas: Arc<Authenticator<()>>,
     environment: Environment,
@@ -42,20 +49,28 @@ pub(super) fn process_environment() -> Environment {
 /// Credentials read from configuration and files, not yet in force.
 pub(super) struct Credentials {
     admins: TokenSet<Role>,
-    clients: TokenSet<Grant>,
-    uids: HashMap<u32, (Name, Grant)>,
-    open: bool,
+    operators: CertificateSet<Role>,
+    clients: ClientSet,
+    /// Where some client has a service account.
+    kubernetes: Option<Kubernetes>,
     replicas: TokenSet<()>,
 }
 
 impl Access {
     pub fn new(engine: &Arc<Engine>, config: &Config, environment: Environment) -> Result<Self, AccessError> {
-        let Credentials { admins, clients, uids, open, replicas } = Credentials::read(config, &environment)?;
-        let (clock, same_clock) = (engine.clone(), engine.clone());
+        let Credentials { admins, operators, clients, kubernetes, replicas } = Credentials::read(config, &environment)?;
+        let now = |engine: &Arc<Engine>| {
+            let engine = engine.clone();
+            move || engine.clock.now()
+        };
+        let service_accounts = ServiceAccounts::new(engine.clock.clone(), engine.metrics.clone(), kubernetes);
+        let service_accounts = Arc::new(service_accounts);
         Ok(Access {
-            admins: Arc::new(Authenticator::new(admins, move || clock.clock.now())),
-            clients: Arc::new(Clients::new(engine.clone(), clients, uids, open)),
-            replicas: Arc::new(Authenticator::new(replicas, move || same_clock.clock.now())),
+            admins: Arc::new(Authenticator::new(admins, now(engine))),
+            operators: Arc::new(Certificates::new(operators, now(engine))),
+            clients: Arc::new(Clients::new(engine.clone(), clients, service_accounts.clone())),
+            service_accounts,
+            replicas: Arc::new(Authenticator::new(replicas, now(engine))),
             environment,
         })
     }
@@ -68,10 +83,13 @@ impl Access {
     /// Puts credentials in force. `same_listener`: the signer listens where this configuration says; only then may a
     /// configuration without clients open it to whoever reaches it.
     pub fn replace(&self, credentials: Credentials, same_listener: bool) {
-        let Credentials { admins, clients, uids, open, replicas } = credentials;
+        let Credentials { admins, operators, mut clients, kubernetes, replicas } = credentials;
+        clients.others.open &= same_listener;
         self.admins.replace(admins);
+        self.operators.replace(operators);
         self.replicas.replace(replicas);
-        self.clients.replace(clients, uids, open && same_listener);
+        self.service_accounts.configure(kubernetes);
+        self.clients.replace(clients);
     }
 }
 
@@ -85,6 +103,10 @@ impl Credentials {
             let added = admins.insert(token.name.clone(), secret.expose(), token.role);
             added.map_err(|source| AccessError::Token { key, source })?;
         }
+        let mut operators = CertificateSet::default();
+        for client in config.admin.iter().flat_map(|admin| &admin.clients) {
+            operators.insert(client.name.clone(), client.san.clone(), client.role);
+        }
         let mut replicas = TokenSet::default();
         for client in config.replication.iter().flat_map(|replication| &replication.clients) {
             let key = format!("replication.client.{}", client.name);
@@ -92,8 +114,7 @@ impl Credentials {
             let added = replicas.insert(client.name.clone(), secret.expose(), ());
             added.map_err(|source| AccessError::Token { key, source })?;
         }
-        let mut clients = TokenSet::default();
-        let mut uids = HashMap::new();
+        let mut clients = ClientSet::default();
         let configured = config.signer.as_ref().map(|signer| signer.clients.as_slice()).unwrap_or_default();
         for client in configured {
             let grant = Grant { keysets: client.keysets.clone(), audiences: client.audiences.clone() };
@@ -101,15 +122,21 @@ impl Credentials {
                 ClientCredential::TokenFile(path) => {
                     let key = format!("signer.client.{}.token_file", client.name);
                     let secret = read_file(&key, path)?;
-                    let added = clients.insert(client.name.clone(), secret.expose(), grant);
+                    let added = clients.tokens.insert(client.name.clone(), secret.expose(), grant);
                     added.map_err(|source| AccessError::Token { key, source })?;
                 }
                 ClientCredential::Uid(uid) => {
-                    uids.insert(*uid, (client.name.clone(), grant));
+                    clients.others.uids.insert(*uid, (client.name.clone(), grant));
+                }
+                ClientCredential::San(san) => clients.certificates.insert(client.name.clone(), san.clone(), grant),
+                ClientCredential::ServiceAccount(account) => {
+                    clients.others.service_accounts.insert(account.clone(), (client.name.clone(), grant));
                 }
             }
         }
-        Ok(Credentials { admins, clients, uids, open: config.signer.is_some() && configured.is_empty(), replicas })
+        clients.others.open = config.signer.is_some() && configured.is_empty();
+        let kubernetes = (!clients.others.service_accounts.is_empty()).then(|| config.kubernetes.clone());
+        Ok(Credentials { admins, operators, clients, kubernetes, replicas })
     }
 }
 

@@ -1,31 +1,38 @@
 //! Re-reading configuration, tokens and certificates: all or nothing, and what runs goes on when it is invalid.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Credentials};
+use super::herald::Herald;
+use super::notices::{self, Receivers};
 use super::{declared, explained, settings, tls_files, tolerance};
 use crate::config::{
     Config, ConfigErrors, ContentDigest, Loaded, POLL_INTERVAL, Source, Watch, load, restart_first, restart_needed,
 };
 use crate::engine::{Engine, chain};
+use crate::http::access::AccessLog;
 use crate::http::admin::{Reload, ReloadAnswer};
 use crate::http::tls::{PreparedTls, Tls};
 use crate::keyring::time::Span;
+use crate::kubernetes::ServiceAccounts;
 
 /// Takes new configurations into the running daemon.
 pub(super) struct Reloader {
     engine: Arc<Engine>,
     access: Arc<Access>,
+    receivers: Receivers,
     source: Source,
     running: tokio::sync::Mutex<Running>,
     tls: Mutex<Vec<(&'static str, Arc<Tls>)>>,
+    access_log: OnceLock<Arc<AccessLog>>,
     /// What was wrong at the last attempt; empty when nothing was.
     wrong: Mutex<Vec<String>>,
     attention: tokio::sync::Mutex<Attention>,
+    herald: Arc<Herald>,
 }
 
 struct Running {
@@ -61,29 +68,60 @@ fn watch_of(config: &Config, file: Option<&(PathBuf, ContentDigest)>) -> Watch {
 }
 
 impl Reloader {
-    pub fn new(engine: Arc<Engine>, access: Arc<Access>, source: Source, loaded: Loaded, attention: Attention) -> Self {
+    pub fn new(
+        engine: Arc<Engine>,
+        (access, receivers): (Arc<Access>, Receivers),
+        source: Source,
+        loaded: Loaded,
+        attention: Attention,
+        herald: Arc<Herald>,
+    ) -> Self {
         let config = loaded.config;
         let running = Running { started: config.clone(), config, files: None };
         Reloader {
             engine,
             access,
+            receivers,
+            access_log: OnceLock::new(),
             source,
             running: tokio::sync::Mutex::new(running),
             tls: Mutex::default(),
             wrong: Mutex::default(),
             attention: tokio::sync::Mutex::new(attention),
+            herald,
         }
     }
 
     /// `tls` is that of the listener `name`.
     pub fn follow_tls(&self, name: &'static str, tls: Arc<Tls>) {
+        self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
         self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, tls));
+    }
+
+    /// Who knows the service accounts of a cluster.
+    pub fn service_accounts(&self) -> Arc<ServiceAccounts> {
+        self.access.service_accounts.clone()
+    }
+
+    /// `log` writes lines as the configuration wants, now and after each reload.
+    pub fn follow_access_log(&self, log: Arc<AccessLog>, config: &Config) {
+        set_access_log(&log, config);
+        let _ = self.access_log.set(log);
     }
 
     /// Reads everything again. After an error everything is as before, and a metric says so.
     pub async fn reload(&self) -> Result<ReloadAnswer, Vec<String>> {
+        self.herald.reloading().await;
+        let result = self.try_again().await;
+        self.herald.ready().await;
+        result
+    }
+
+    /// As [`reload`](Self::reload), of the process's own accord after a failure: systemd need not see that each time.
+    async fn try_again(&self) -> Result<ReloadAnswer, Vec<String>> {
         let result = self.attempt().await;
         self.engine.set_configuration_valid(result.is_ok());
+        self.herald.set_configured(result.is_ok());
         let errors = result.as_ref().err().cloned().unwrap_or_default();
         let before = std::mem::replace(&mut *self.wrong(), errors);
         match &result {
@@ -105,10 +143,10 @@ impl Reloader {
         let taken = self.take(&mut running).await;
         if taken.is_err() {
             // A configuration that is broken must not keep a revoked token or an expired certificate in use.
+            // Nor must a certificate of one listener keep what was revoked in use on another.
             let config = running.config.clone();
-            if let Ok(fresh) = self.read(&config, &running.started) {
-                self.put_in_force(fresh);
-            }
+            let (fresh, _) = self.read(&config, &running.started);
+            self.put_in_force(fresh);
         }
         taken
     }
@@ -125,17 +163,24 @@ impl Reloader {
         if !unfit.is_empty() {
             return Err(unfit);
         }
-        let fresh = self.read(&loaded.config, &running.started)?;
+        let (fresh, errors) = self.read(&loaded.config, &running.started);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
         if other {
             let configured = self.engine.configure(&declared(&loaded)).await;
             configured.map_err(|errors| explained(errors, &loaded))?;
             self.engine.set_settings(settings(&loaded.config));
+            if let Some(log) = self.access_log.get() {
+                set_access_log(log, &loaded.config);
+            }
             if !self.engine.is_reader() {
                 self.engine.clock.set_tolerance(tolerance(&loaded.config));
             }
             self.engine.schedule();
         }
         let renewed = self.put_in_force(fresh);
+        self.engine.tell_again();
         running.files = Some(files);
         running.config = loaded.config;
         let unfit = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message));
@@ -152,9 +197,12 @@ impl Reloader {
     }
 
     /// Reads every token, certificate and key that `config` names, for the listeners there are: one that is gone from
-    /// the configuration goes on as it started until the restart that ends it.
-    fn read(&self, config: &Config, started: &Config) -> Result<Fresh, Vec<String>> {
-        let listens = |config: &Config| config.signer.as_ref().map(|signer| signer.listener.clone());
+    /// the configuration goes on as it started until the restart that ends it. What cannot be used is told, and left out.
+    fn read(&self, config: &Config, started: &Config) -> (Fresh, Vec<String>) {
+        let listens = |config: &Config| {
+            let listener = config.signer.as_ref().map(|signer| &signer.listener);
+            listener.map(|listener| (listener.address.clone(), listener.tls.is_some()))
+        };
         let same_signer = listens(started) == listens(config);
         let mut config = config.clone();
         if config.signer.is_none() {
@@ -168,25 +216,37 @@ impl Reloader {
         for (name, current) in self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             let of = |config: &Config| config.listeners().find(|(of, _)| of == name).and_then(|(_, l)| l.tls.clone());
             let Some(files) = of(&config).or_else(|| of(started)) else { continue };
-            match Tls::prepare(&tls_files(&files)) {
-                Ok(prepared) => tls.push((current.clone(), prepared)),
+            match Tls::prepare(&tls_files(&config, name, &files)) {
+                Ok(prepared) => match self.worse(current, &prepared) {
+                    Some(wrong) => errors.push(format!("{name}.tls.cert_file: {}: {wrong}", files.cert_file.display())),
+                    None => tls.push((*name, current.clone(), prepared)),
+                },
                 Err(error) => errors.push(format!("{name}.tls: {}", chain(&error))),
             }
         }
-        match self.access.read(&config) {
-            Ok(credentials) if errors.is_empty() => Ok(Fresh { credentials, same_signer, tls }),
-            Ok(_) => Err(errors),
-            Err(error) => {
-                errors.push(chain(&error));
-                Err(errors)
-            }
-        }
+        let credentials = self.access.read(&config).map_err(|error| errors.push(chain(&error))).ok();
+        let receivers = self.receivers.read(&config).map_err(|error| errors.push(chain(&error))).ok();
+        (Fresh { credentials, receivers, same_signer, tls }, errors)
     }
 
-    /// `true` if a certificate is another one than before.
+    /// Why a renewed certificate is of no use to anybody now.
+    fn worse(&self, current: &Tls, prepared: &PreparedTls) -> Option<String> {
+        // One that goes on as it is must not keep other changes out, whatever has become of it.
+        let renewed = prepared.validity() != current.validity();
+        prepared.validity().refusal(self.engine.clock.now()).filter(|_| renewed)
+    }
+
+    /// `true` if a certificate or a receiver of notices is another one than before.
     fn put_in_force(&self, fresh: Fresh) -> bool {
-        self.access.replace(fresh.credentials, fresh.same_signer);
-        fresh.tls.into_iter().map(|(tls, prepared)| tls.replace(prepared)).fold(false, |any, renewed| any | renewed)
+        if let Some(credentials) = fresh.credentials {
+            self.access.replace(credentials, fresh.same_signer);
+        }
+        let mut renewed = fresh.receivers.is_some_and(|receivers| self.receivers.put_in_force(receivers));
+        for (name, tls, prepared) in fresh.tls {
+            renewed |= tls.replace(prepared);
+            self.engine.metrics.set_certificate_expiry(name, tls.validity().until);
+        }
+        renewed
     }
 
     /// How long to go on serving after SIGTERM, by the configuration that runs.
@@ -210,12 +270,22 @@ impl Reloader {
     }
 }
 
+/// Access lines as `config` wants them.
+fn set_access_log(log: &AccessLog, config: &Config) {
+    let wanted = &config.telemetry.access_log;
+    let listeners = if wanted.enabled { wanted.listeners.as_slice() } else { &[] };
+    log.set(listeners, wanted.sample_ratio.millionths());
+}
+
 /// What was read and not put in force yet.
 struct Fresh {
-    credentials: Credentials,
+    /// `None` where one of them cannot be read: then all stay as they are.
+    credentials: Option<Credentials>,
+    /// The same for those who are notified.
+    receivers: Option<notices::Fresh>,
     /// The signer listens where the configuration says.
     same_signer: bool,
-    tls: Vec<(Arc<Tls>, PreparedTls)>,
+    tls: Vec<(&'static str, Arc<Tls>, PreparedTls)>,
 }
 
 fn lines(error: &ConfigErrors) -> Vec<String> {
@@ -230,13 +300,19 @@ pub(super) async fn watch(reloader: Arc<Reloader>, cancel: CancellationToken) {
     let mut attention = reloader.attention.lock().await;
     let Attention { hangup, watch } = &mut *attention;
     loop {
-        tokio::select! {
-            changed = watch.changed() => tracing::debug!(files = ?changed, "files changed"),
-            _ = hangup.recv() => tracing::debug!("SIGHUP"),
-            () = reloader.retry() => {}
+        let reloaded = tokio::select! {
+            changed = watch.changed() => {
+                tracing::debug!(files = ?changed, "files changed");
+                reloader.reload().await
+            }
+            _ = hangup.recv() => {
+                tracing::debug!("SIGHUP");
+                reloader.reload().await
+            }
+            () = reloader.retry() => reloader.try_again().await,
             () = cancel.cancelled() => return,
-        }
-        if reloader.reload().await.is_ok()
+        };
+        if reloaded.is_ok()
             && let Some(files) = reloader.running.lock().await.files.take()
         {
             watch.follow(files);

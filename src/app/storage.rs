@@ -16,6 +16,7 @@ use crate::seal::{KeyEncryptionKey, SealError};
 use crate::store::ledger::{Initialisation, Ledger, LedgerError, SealEvidence, Site, Unauthenticated};
 use crate::store::memory::MemoryStore;
 use crate::store::relay::Relay;
+use crate::store::traced::TracedStore;
 use crate::store::{Document, Store, StoreError};
 
 /// A shared store that cannot be opened at a start is tried again at these intervals.
@@ -116,6 +117,7 @@ pub(super) type Served = (Arc<dyn Store>, Option<Arc<Relay>>);
 
 /// Puts a relay around the store where replicas fetch from this process.
 pub(super) fn relayed(config: &Config, store: Arc<dyn Store>, clock: &Arc<TrustedClock>) -> Served {
+    let store = if config.telemetry.traces.is_some() { Arc::new(TracedStore(store)) as Arc<dyn Store> } else { store };
     if config.replication.is_none() {
         return (store, None);
     }
@@ -156,11 +158,14 @@ fn announce(made: Vec<String>) {
 }
 
 /// `jwksd init`: makes store, seal and missing admin tokens, whatever `initialise` says. Repeating it changes nothing.
-pub async fn initialise(config: &Config, now: Timestamp) -> Result<Initialised, AppError> {
+///
+/// A seal key beside an empty file store speaks for a store that was lost, unless `existing_seal` says that it was there
+/// first.
+pub async fn initialise(config: &Config, existing_seal: bool, now: Timestamp) -> Result<Initialised, AppError> {
     let raw = RawStore::create(config, &process_environment()).await?;
     let evidence = match seal_evidence(config)? {
         // A seal that all replicas share is handed out before the store is made: its file says nothing of a lost store.
-        SealEvidence::Exists if raw.is_shared() => SealEvidence::Unknown,
+        SealEvidence::Exists if raw.is_shared() || existing_seal => SealEvidence::Unknown,
         evidence => evidence,
     };
     let store = raw.store;

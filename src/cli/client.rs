@@ -8,6 +8,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::print::plain;
+use super::trust::Trust;
 use super::{Failure, Global, variable};
 use crate::config::{Address, Config, Listener, Role, Secret, SecretSource, load};
 use crate::engine::chain;
@@ -45,34 +46,38 @@ pub(super) fn configuration(global: &Global) -> Result<Config, Failure> {
     Ok(loaded.config)
 }
 
+/// The same, for a daemon that runs: a file that was broken since must not keep operators from it.
+fn running(global: &Global) -> Result<Config, Failure> {
+    configuration(global).map_err(|failure| match failure {
+        Failure::Usage(message) => Failure::Usage(format!(
+            "{message}\na daemon that runs is reached without its configuration by --server ADDRESS and --token-file FILE"
+        )),
+        other => other,
+    })
+}
+
 impl Client {
     /// Connects lazily to `--server`, else to the listener of the configuration.
     pub fn new(global: &Global, which: Which) -> Result<Client, Failure> {
         // The variable names one listener, and commands talk to four.
         let named = global.server.clone().or_else(|| variable("JWKSD_SERVER").filter(|_| which == Which::Admin));
-        let server = match named {
-            Some(server) => server,
-            None => configured(&configuration(global)?, which)?,
+        let (server, known) = match named {
+            Some(server) => (server, None),
+            None => configured(&running(global)?, which)?,
         };
         let token = match which {
             Which::Admin | Which::Signer => token(global, which)?,
             Which::Public | Which::Ops => None,
         };
-        Self::to(&server, global.ca_file.as_deref(), token)
+        Self::to(&server, &Trust::of(global, known), token)
     }
 
-    fn to(server: &str, ca_file: Option<&Path>, token: Option<Zeroizing<String>>) -> Result<Client, Failure> {
+    fn to(server: &str, trust: &Trust, token: Option<Zeroizing<String>>) -> Result<Client, Failure> {
         let mut builder = reqwest::Client::builder()
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!("jwksd/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = ca_file {
-            let pem = std::fs::read(path).map_err(|e| Failure::Usage(format!("--ca-file {}: {e}", path.display())))?;
-            let certificate = reqwest::Certificate::from_pem(&pem)
-                .map_err(|e| Failure::Usage(format!("--ca-file {}: {e}", path.display())))?;
-            builder = builder.add_root_certificate(certificate);
-        }
         let base = match server.strip_prefix("unix:") {
             Some(path) => {
                 builder = builder.unix_socket(PathBuf::from(path));
@@ -81,6 +86,12 @@ impl Client {
             None if server.contains("://") => server.trim_end_matches('/').to_owned(),
             None => format!("http://{server}"),
         };
+        if base.starts_with("https://") {
+            builder = trust.apply(builder)?;
+        } else {
+            // Nobody's certificate is looked at: a container without any authorities is no obstacle.
+            builder = builder.tls_certs_only([]);
+        }
         let http = builder.build().map_err(|error| Failure::Failed(describe(&error)))?;
         let call = format!("cli-{}", crate::app::fresh_token());
         Ok(Client { http, base, target: server.to_owned(), token, call })
@@ -170,7 +181,8 @@ pub(super) async fn fetch(url: &str, ca_file: Option<&Path>) -> Result<Value, Fa
     if !url.starts_with("http://") && !url.starts_with("https://") {
         return Err(Failure::Usage(format!("`{url}` is not an http or https URL")));
     }
-    let client = Client::to(url, ca_file, None)?;
+    let trust = Trust { ca_file: ca_file.map(Path::to_owned), ..Trust::default() };
+    let client = Client::to(url, &trust, None)?;
     let response = client.http.get(url).send().await.map_err(|error| match tls_error(&error) {
         Some(tls) => Failure::Failed(format!("{url} cannot be fetched: {}", not_trusted(tls))),
         None => Failure::Unreachable(format!("{url} cannot be fetched: {}", describe(&error))),
@@ -222,7 +234,25 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 
 /// Why, and what to do.
 fn not_trusted(error: &rustls::Error) -> String {
-    use rustls::CertificateError as Certificate;
+    use rustls::{AlertDescription as Alert, CertificateError as Certificate};
+    match error {
+        rustls::Error::AlertReceived(Alert::CertificateRequired) => {
+            return "it wants a certificate of yours: name one with --client-cert and --client-key".to_owned();
+        }
+        rustls::Error::AlertReceived(
+            alert @ (Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::DecryptError),
+        ) => {
+            return format!(
+                "it does not accept the certificate of --client-cert ({alert:?}): it must be valid and signed by the \
+                 authority in the listener's client_ca_file"
+            );
+        }
+        _ => {}
+    }
     let rustls::Error::InvalidCertificate(certificate) = error else {
         return format!("no TLS connection comes about: {error}; does the listener speak TLS?");
     };
@@ -254,7 +284,8 @@ fn describe(error: &reqwest::Error) -> String {
     text
 }
 
-fn configured(config: &Config, which: Which) -> Result<String, Failure> {
+/// Where the listener is, and the file of its certificate.
+fn configured(config: &Config, which: Which) -> Result<(String, Option<PathBuf>), Failure> {
     let (table, listener) = match which {
         Which::Public => ("public", config.public.as_ref()),
         Which::Signer => ("signer", config.signer.as_ref().map(|signer| &signer.listener)),
@@ -262,7 +293,8 @@ fn configured(config: &Config, which: Which) -> Result<String, Failure> {
         Which::Ops => ("ops", config.ops.as_ref()),
     };
     let missing = || Failure::Usage(format!("the configuration has no [{table}] listener: say where with --server"));
-    Ok(reachable(listener.ok_or_else(missing)?))
+    let listener = listener.ok_or_else(missing)?;
+    Ok((reachable(listener), listener.tls.as_ref().map(|tls| tls.cert_file.clone())))
 }
 
 /// The address to connect to: an unspecified one is reached on loopback.
@@ -292,18 +324,23 @@ fn token(global: &Global, which: Which) -> Result<Option<Zeroizing<String>>, Fai
     if let Some(token) = variable("JWKSD_TOKEN") {
         return Ok(Some(Zeroizing::new(token)));
     }
-    if which == Which::Signer {
+    // A certificate says who it is.
+    if which == Which::Signer || global.client_cert.is_some() {
         return Ok(None);
     }
-    let config = configuration(global)?;
+    let config = running(global)?;
     let tokens = config.admin.iter().flat_map(|admin| &admin.tokens);
     let mut files = tokens.filter_map(|token| match &token.source {
         SecretSource::File(path) => Some((token.role != Role::Operator, path)),
         SecretSource::Environment(_) => None,
     });
     let first = files.by_ref().min_by_key(|(viewer, _)| *viewer);
-    let (_, path) = first
-        .ok_or_else(|| Failure::Usage("the configuration names no admin token file: use --token-file".to_owned()))?;
+    let (_, path) = first.ok_or_else(|| {
+        Failure::Usage(
+            "the configuration names no admin token file: use --token-file, or --client-cert and --client-key"
+                .to_owned(),
+        )
+    })?;
     read_token(path).map(Some)
 }
 

@@ -4,8 +4,10 @@ use serde_json::json;
 
 use super::keysets::print_json;
 use super::{Failure, Global, Outcome, Output};
-use crate::config::{ConfigErrors, ProcessRole, examine_files, load};
+use crate::app::{system_now, tls_files};
+use crate::config::{Config, ConfigErrors, ProcessRole, TlsFiles, examine_files, load};
 use crate::engine::chain;
+use crate::http::tls::{Standing, Tls};
 use crate::keyring::timing::derive;
 use crate::keyring::verifiers::presets;
 
@@ -23,7 +25,18 @@ pub(super) fn check(global: &Global) -> Outcome {
     let files = examine_files(&loaded.config);
     let mut errors: Vec<String> = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect();
     errors.extend(files.problems.iter().map(ToString::to_string));
-    let warnings: Vec<String> = loaded.warnings.iter().chain(&files.warnings).map(ToString::to_string).collect();
+    let mut warnings: Vec<String> = loaded.warnings.iter().chain(&files.warnings).map(ToString::to_string).collect();
+    for (table, listener) in loaded.config.listeners() {
+        let Some(tls) = &listener.tls else { continue };
+        // What cannot even be read was told above.
+        if files.problems.iter().any(|problem| problem.path.starts_with(&format!("{table}.tls."))) {
+            continue;
+        }
+        match certificate(&loaded.config, table, tls) {
+            Ok(warning) => warnings.extend(warning),
+            Err(error) => errors.push(error),
+        }
+    }
     let keysets: Vec<_> = loaded.config.keysets.iter().map(|keyset| (keyset, derive(&keyset.policy))).collect();
     if global.output == Output::Json {
         let derived: Vec<_> = keysets
@@ -72,6 +85,20 @@ pub(super) fn check(global: &Global) -> Outcome {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(Failure::Usage(errors.join("\njwksd: "))) }
+}
+
+/// Whether a listener can speak TLS with its files now; a warning where that ends soon.
+fn certificate(config: &Config, table: &str, files: &TlsFiles) -> Result<Option<String>, String> {
+    let prepared = Tls::prepare(&tls_files(config, table, files));
+    let validity = prepared.map_err(|error| format!("{table}.tls: {}", chain(&error)))?.validity();
+    let (now, place) = (system_now(), format!("{table}.tls.cert_file: {}", files.cert_file.display()));
+    match validity.refusal(now) {
+        Some(refusal) => Err(format!("{place}: {refusal}")),
+        None if validity.standing(now) == Standing::Ending => {
+            Ok(Some(format!("{place}: the certificate expires at {}: renew it", validity.until)))
+        }
+        None => Ok(None),
+    }
 }
 
 /// Each error of its own, for programs.

@@ -8,12 +8,15 @@ use crate::config::{Loaded, LogFormat, Source, load};
 use crate::keyring::record::{Key, Keyring};
 use crate::seal::data_keys::DataKeys;
 use crate::store::ledger::{Ledger, refuse_in_use};
+#[cfg(feature = "otel")]
+use crate::telemetry::traces::collector::{self, Sending};
 use crate::telemetry::{hardening, logging};
 
 pub(super) fn serve(global: &Global) -> Outcome {
     let source = global.source();
     let loaded = read(&source)?;
-    start_logging(&loaded)?;
+    // Last to go, so that it sends what the end itself left.
+    let _sending = start_telemetry(&loaded)?;
     run(loaded, source)
 }
 
@@ -47,7 +50,35 @@ pub(super) fn read(source: &Source) -> Result<Loaded, Failure> {
     load(source, std::env::vars()).map_err(|error| Failure::Usage(error.to_string()))
 }
 
+/// The log, and traces where they are wanted: what is returned sends them.
+#[cfg(feature = "otel")]
+fn start_telemetry(loaded: &Loaded) -> Result<Option<Sending>, Failure> {
+    let Some(traces) = &loaded.config.telemetry.traces else { return start_logging(loaded).map(|()| None) };
+    let settings =
+        collector::Settings { endpoint: traces.endpoint.clone(), sample_ratio: traces.sample_ratio.as_f64() };
+    let started = collector::start(&settings);
+    let (sending, tracer) = started.map_err(|error| Failure::Usage(crate::engine::chain(&error)))?;
+    let (format, filter) = log_of(loaded)?;
+    logging::init_with_traces(format, &filter, tracer).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(Some(sending))
+}
+
+/// The log; this build has no traces, and refuses a configuration with them.
+#[cfg(not(feature = "otel"))]
+fn start_telemetry(loaded: &Loaded) -> Result<Option<Sending>, Failure> {
+    start_logging(loaded).map(|()| None)
+}
+
+/// Nothing does.
+#[cfg(not(feature = "otel"))]
+enum Sending {}
+
 pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
+    let (format, filter) = log_of(loaded)?;
+    logging::init(format, &filter).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+fn log_of(loaded: &Loaded) -> Result<(logging::LogFormat, logging::LogFilter), Failure> {
     let log = &loaded.config.log;
     let format = match log.format {
         LogFormat::Text => logging::LogFormat::Text,
@@ -55,14 +86,13 @@ pub(super) fn start_logging(loaded: &Loaded) -> Outcome {
     };
     let wanted = std::env::var(logging::LOG_VARIABLE).unwrap_or_else(|_| log.level.as_str().to_owned());
     let filter = logging::LogFilter::parse(&wanted).map_err(|error| Failure::Usage(error.to_string()))?;
-    logging::init(format, &filter).map_err(|error| Failure::Usage(error.to_string()))?;
-    Ok(())
+    Ok((format, filter))
 }
 
-pub(super) fn init(global: &Global) -> Outcome {
+pub(super) fn init(global: &Global, existing_seal: bool) -> Outcome {
     let loaded = read(&global.source())?;
     super::in_runtime(async {
-        let done = initialise(&loaded.config, system_now()).await.map_err(failed)?;
+        let done = initialise(&loaded.config, existing_seal, system_now()).await.map_err(failed)?;
         match global.output {
             Output::Json => println!("{:#}", serde_json::json!({ "made": done.made, "already": done.already })),
             Output::Text if done.already => println!("already initialised"),

@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use super::client::{Client, Which, fetch};
 use super::print::{json_text, plain};
 use super::render::{self, str_of};
-use super::{Action, Failure, Global, Outcome, Output, Unasked, time_or_duration};
+use super::timeline::{draw, width};
+use super::{Action, Failure, Global, Health, Outcome, Output, Unasked, time_or_duration};
 use crate::app::system_now;
 use crate::keyring::jwk::parse_jwks;
 use crate::keyring::time::{Span, Timestamp};
@@ -20,14 +21,23 @@ use crate::keyring::time::{Span, Timestamp};
 /// How often `status --watch` looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-pub(super) async fn status(global: &Global, keyset: Option<&str>, watch: bool, history: bool) -> Outcome {
+pub(super) async fn status(
+    global: &Global,
+    keyset: Option<&str>,
+    watch: bool,
+    history: bool,
+    timeline: bool,
+) -> Outcome {
     let admin = Client::new(global, Which::Admin)?;
     let query = if history { "?history=true" } else { "" };
     loop {
-        let keysets = match keyset {
+        let mut keysets = match keyset {
             Some(name) => vec![admin.get(&format!("/v1/keysets/{name}{query}")).await?],
             None => list(&admin, query).await?,
         };
+        for keyset in keysets.iter_mut().filter(|_| timeline) {
+            keyset["timeline"] = admin.get(&format!("/v1/keysets/{}/timeline", str_of(&keyset["name"]))).await?;
+        }
         if global.output == Output::Json {
             print_json(&if keyset.is_some() { keysets[0].clone() } else { json!({ "keysets": keysets }) });
         } else {
@@ -35,7 +45,11 @@ pub(super) async fn status(global: &Global, keyset: Option<&str>, watch: bool, h
                 print!("\x1b[2J\x1b[H");
             }
             let colour = render::colour();
-            let drawn: Vec<_> = keysets.iter().map(|keyset| render::keyset(keyset, system_now(), colour)).collect();
+            let drawn = |keyset: &Value| {
+                let table = render::keyset(keyset, system_now(), colour);
+                if timeline { table + &draw(&keyset["timeline"], width(), colour) } else { table }
+            };
+            let drawn: Vec<_> = keysets.iter().map(drawn).collect();
             print!("{}", drawn.join("\n"));
             let _ = std::io::stdout().flush();
         }
@@ -44,6 +58,16 @@ pub(super) async fn status(global: &Global, keyset: Option<&str>, watch: bool, h
         }
         tokio::time::sleep(WATCH_EVERY).await;
     }
+}
+
+/// The replicas of the daemon's store.
+pub(super) async fn replicas(global: &Global) -> Outcome {
+    let list = Client::new(global, Which::Admin)?.get("/v1/replicas").await?;
+    match global.output {
+        Output::Json => print_json(&list),
+        Output::Text => print!("{}", render::replicas(&list, system_now(), render::colour())),
+    }
+    Ok(())
 }
 
 pub(super) async fn rotate(
@@ -275,14 +299,18 @@ async fn sources(global: &Global, arguments: &ImportArgs) -> Result<Vec<(&'stati
     Ok(keys.map(|key| ("public_key", Zeroizing::new(key.to_string()))).collect())
 }
 
-pub(super) async fn healthcheck(global: &Global, sign: bool) -> Outcome {
+pub(super) async fn healthcheck(global: &Global, asked: Health) -> Outcome {
     let ops = Client::new(global, Which::Ops)?;
-    let path = if sign { "/readyz/sign" } else { "/readyz" };
+    let (path, is) = match asked {
+        Health::Alive => ("/livez", "alive"),
+        Health::ReadyToPublish => ("/readyz", "ready"),
+        Health::ReadyToSign => ("/readyz/sign", "ready"),
+    };
     match ops.try_send(Method::GET, path, None).await? {
         Ok(answer) => {
             match global.output {
                 Output::Json => print_json(&answer),
-                Output::Text => println!("ready"),
+                Output::Text => println!("{is}"),
             }
             Ok(())
         }

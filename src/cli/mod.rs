@@ -22,10 +22,13 @@ mod daemon;
 mod demo;
 mod keysets;
 mod migrate;
+mod notice;
 mod print;
 mod recover;
 mod render;
+mod timeline;
 mod tokens;
+mod trust;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -61,9 +64,16 @@ struct Global {
     /// File with the bearer token [default: from the configuration; $JWKSD_TOKEN is a token itself]
     #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// PEM file with the CA of the daemon's certificate [default: the system's]
+    /// PEM file with the CA of the daemon's certificate [default: the certificate that the configuration names, and the
+    /// system's CAs]
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// PEM file with a certificate to show (mutual TLS); a token is then needed no more
+    #[arg(long, global = true, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// PEM file with the private key of --client-cert
+    #[arg(long, global = true, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -96,9 +106,23 @@ enum Command {
         demo: bool,
     },
     /// Make the store, the seal key and missing admin tokens
-    Init,
+    Init {
+        /// Make a file store for a seal key that is there already: one that was handed out first, not that of a lost store
+        #[arg(long)]
+        existing_seal: bool,
+    },
     /// Validate the configuration; print the derived timing and warnings
     Check,
+    /// Draw the rotations to come, from the configuration alone
+    Plan {
+        keyset: Option<String>,
+        /// How far ahead, such as 90d [default: the next two rotations]
+        #[arg(long = "for", value_name = "DURATION")]
+        span: Option<String>,
+        /// When the configuration is taken (RFC 3339, or a duration from now) [default: now]
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+    },
     /// Show keysets and their keys
     Status {
         keyset: Option<String>,
@@ -108,7 +132,12 @@ enum Command {
         /// Also list retired and revoked keys
         #[arg(long)]
         history: bool,
+        /// Also draw each keyset's keys over time: past, now and to come
+        #[arg(long)]
+        timeline: bool,
     },
+    /// List the replicas that share the store, and what they lack
+    Replicas,
     /// Promote the oldest standby key now
     Rotate {
         keyset: Option<String>,
@@ -220,6 +249,11 @@ enum Command {
     },
     /// List the verifiers whose caching is known
     Verifiers,
+    /// Try the receivers of notices
+    Notice {
+        #[command(subcommand)]
+        command: NoticeCommand,
+    },
     /// Re-encrypt everything under the configured seal key (all daemons must be stopped)
     Reseal,
     /// Move everything into another store (all daemons must be stopped)
@@ -231,6 +265,9 @@ enum Command {
         /// To sign, not only to publish
         #[arg(long)]
         sign: bool,
+        /// Only whether it is alive: for probes that restart it
+        #[arg(long, conflicts_with = "sign")]
+        live: bool,
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
@@ -244,6 +281,15 @@ enum ClockCommand {
     Accept {
         #[command(flatten)]
         action: Action,
+    },
+}
+
+#[derive(Subcommand)]
+enum NoticeCommand {
+    /// Send a signed test notice and tell what the receiver answers; needs no daemon
+    Test {
+        /// Which receiver [default: all]
+        name: Option<String>,
     },
 }
 
@@ -269,6 +315,14 @@ struct Action {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+}
+
+/// What a health check asks for.
+#[derive(Clone, Copy)]
+enum Health {
+    Alive,
+    ReadyToPublish,
+    ReadyToSign,
 }
 
 /// Why a command failed, by exit code (DESIGN §9).
@@ -315,11 +369,14 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         Command::Serve { demo: false } => daemon::serve(&global),
         Command::Serve { demo: true } => demo::serve(),
-        Command::Init => daemon::init(&global),
+        Command::Init { existing_seal } => daemon::init(&global, existing_seal),
         Command::Reseal => daemon::reseal(&global),
         Command::Migrate(args) => migrate::migrate(&global, &args),
         Command::Recover(args) => recover::recover(&global, args),
         Command::Check => config::check(&global),
+        Command::Plan { keyset, span, from } => {
+            timeline::plan(&global, keyset.as_deref(), span.as_deref(), from.as_deref())
+        }
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -328,6 +385,7 @@ fn run(cli: Cli) -> Outcome {
             Ok(())
         }
         Command::Inspect { token } => tokens::inspect(&global, &token),
+        Command::Notice { command: NoticeCommand::Test { name } } => in_runtime(notice::test(&global, name.as_deref())),
         command => in_runtime(remote(&global, command)),
     }
 }
@@ -335,7 +393,10 @@ fn run(cli: Cli) -> Outcome {
 /// Commands that talk to a daemon.
 async fn remote(global: &Global, command: Command) -> Outcome {
     match command {
-        Command::Status { keyset, watch, history } => keysets::status(global, keyset.as_deref(), watch, history).await,
+        Command::Status { keyset, watch, history, timeline } => {
+            keysets::status(global, keyset.as_deref(), watch, history, timeline).await
+        }
+        Command::Replicas => keysets::replicas(global).await,
         Command::Rotate { keyset, allow_unpropagated, confirm_algorithm, action } => {
             keysets::rotate(global, keyset.as_deref(), allow_unpropagated, confirm_algorithm, &action).await
         }
@@ -359,13 +420,22 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         }
         Command::Verify { token, jwks, iss, aud } => tokens::verify(global, &token, jwks, iss, aud).await,
         Command::Diff { url, issuer } => tokens::diff(global, &url, issuer).await,
-        Command::Healthcheck { sign } => keysets::healthcheck(global, sign).await,
+        Command::Healthcheck { sign, live } => {
+            let asked = match (live, sign) {
+                (true, _) => Health::Alive,
+                (false, true) => Health::ReadyToSign,
+                (false, false) => Health::ReadyToPublish,
+            };
+            keysets::healthcheck(global, asked).await
+        }
         Command::Serve { .. }
-        | Command::Init
+        | Command::Init { .. }
         | Command::Reseal
         | Command::Migrate(_)
         | Command::Recover(_)
         | Command::Check
+        | Command::Notice { .. }
+        | Command::Plan { .. }
         | Command::Verifiers
         | Command::Completions { .. }
         | Command::Inspect { .. } => Err(Failure::Failed("this command needs no daemon".to_owned())),

@@ -1,5 +1,6 @@
 //! Tables for people.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::io::IsTerminal;
 
@@ -32,6 +33,21 @@ pub(super) fn keyset(keyset: &Value, now: Timestamp, colour: bool) -> String {
     );
     for alarm in keyset["alarms"].as_array().into_iter().flatten() {
         let _ = writeln!(text, " {} {}", paint.red("!"), shown(alarm));
+    }
+    let lagging: BTreeSet<String> = keyset["keys"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|key| key["missing_replicas"].as_array().into_iter().flatten().map(shown))
+        .collect();
+    if !lagging.is_empty() {
+        let names: Vec<String> = lagging.into_iter().collect();
+        let _ = writeln!(
+            text,
+            " {} replicas that lack a waiting key: {} (see jwksd replicas)",
+            paint.yellow("!"),
+            names.join(", ")
+        );
     }
     if let Some(hold) = keyset["hold"].as_object() {
         let until = hold
@@ -176,6 +192,52 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
     text
 }
 
+/// The replicas of a store, as `GET /v1/replicas` lists them.
+pub(super) fn replicas(list: &Value, now: Timestamp, colour: bool) -> String {
+    let paint = Paint { on: colour };
+    let mut text = format!(
+        "{}\n",
+        paint.dim(&format!(
+            " {:<28}  {:<8}  {:<9}  {:<6}  {:<10}  SHOWS",
+            "REPLICA", "ROLE", "PUBLISHES", "SEEN", "STANDING"
+        ))
+    );
+    for replica in list["replicas"].as_array().into_iter().flatten() {
+        let keysets: Vec<&Value> = replica["keysets"].as_array().into_iter().flatten().collect();
+        let lacks = |keyset: &Value| -> Vec<String> {
+            let name = shown(&keyset["keyset"]);
+            let keys = keyset["lacks"].as_array().into_iter().flatten();
+            keys.map(|key| format!("{name} key {}", key["serial"])).collect()
+        };
+        let lacked: Vec<String> = keysets.iter().flat_map(|keyset| lacks(keyset)).collect();
+        let standing = match (replica["live"].as_bool().unwrap_or(false), lacked.is_empty()) {
+            (false, _) => "silent",
+            (true, false) => "lags",
+            (true, true) => "up to date",
+        };
+        let shows = |keyset: &&Value| match keyset["generation"].as_u64() {
+            Some(generation) => format!("{} {generation}", shown(&keyset["keyset"])),
+            None => format!("{} not at all", shown(&keyset["keyset"])),
+        };
+        let shows = match lacked.is_empty() {
+            true => keysets.iter().map(shows).collect::<Vec<_>>().join(", "),
+            false => format!("lacks {}", lacked.join(", ")),
+        };
+        let own = replica["own"].as_bool().unwrap_or(false);
+        let seen = Timestamp::parse_rfc3339(str_of(&replica["last_seen_at"]));
+        let seen = if own { "here".to_owned() } else { seen.map(|at| rough(now.since(at))).unwrap_or_default() };
+        let publishes = if replica["publishes"].as_bool().unwrap_or(false) { "yes" } else { "no" };
+        let padded = format!("{standing:<10}");
+        let standing = if standing == "up to date" { paint.green(&padded) } else { paint.yellow(&padded) };
+        let (name, role) = (shown(&replica["name"]), shown(&replica["role"]));
+        let _ = writeln!(text, " {name:<28}  {role:<8}  {publishes:<9}  {seen:<6}  {standing}  {shows}");
+    }
+    if !list["complete"].as_bool().unwrap_or(true) {
+        let _ = writeln!(text, " there may be others: managers do not tell of them");
+    }
+    text
+}
+
 /// The text of a JSON string, or nothing.
 pub(super) fn str_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
@@ -186,8 +248,8 @@ fn shown(value: &Value) -> String {
     plain(str_of(value))
 }
 
-struct Paint {
-    on: bool,
+pub(super) struct Paint {
+    pub on: bool,
 }
 
 impl Paint {
@@ -195,11 +257,11 @@ impl Paint {
         if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn bold(&self, text: &str) -> String {
+    pub(super) fn bold(&self, text: &str) -> String {
         self.wrap("1", text)
     }
 
-    fn dim(&self, text: &str) -> String {
+    pub(super) fn dim(&self, text: &str) -> String {
         self.wrap("2", text)
     }
 
@@ -216,14 +278,19 @@ impl Paint {
     }
 
     fn state(&self, padded: &str) -> String {
-        let code = match padded.trim_end() {
+        self.state_as(padded.trim_end(), padded)
+    }
+
+    /// A text in the colour of a state.
+    pub(super) fn state_as(&self, state: &str, text: &str) -> String {
+        let code = match state {
             "active" => "32",
             "standby" => "36",
             "pending" => "33",
             "revoked" => "31",
             _ => "2",
         };
-        self.wrap(code, padded)
+        self.wrap(code, text)
     }
 }
 
@@ -249,6 +316,29 @@ mod tests {
             ],
         });
         insta::assert_snapshot!(keyset(&value, now, false));
+    }
+
+    #[test]
+    fn replicas_that_lag_are_named_once_above_the_table() {
+        let key = |serial: u64| serde_json::json!({ "serial": serial, "kid": "k", "state": "standby", "missing_replicas": ["b/2", "a/1"] });
+        let value = serde_json::json!({ "name": "default", "generation": 1, "keys": [key(1), key(2)] });
+        let drawn = keyset(&value, Timestamp::EPOCH, false);
+        let line = drawn.lines().nth(1).unwrap_or_default();
+        assert_eq!(line, " ! replicas that lack a waiting key: a/1, b/2 (see jwksd replicas)");
+    }
+
+    #[test]
+    fn replicas_are_listed_with_what_they_lack() {
+        let replica = |name: &str, own: bool, live: bool, lacks: serde_json::Value| {
+            serde_json::json!({ "name": name, "own": own, "role": "all", "publishes": true, "live": live,
+                "last_seen_at": "2026-11-24T09:59:55Z", "keysets": [{ "keyset": "default", "generation": 7, "lacks": lacks }] })
+        };
+        let lacked = serde_json::json!([{ "serial": 9, "kid": "k" }]);
+        let list = serde_json::json!({ "complete": false, "replicas": [
+            replica("here/1", true, true, serde_json::json!([])), replica("there/2", false, true, lacked.clone()),
+            replica("gone/3", false, false, lacked)] });
+        let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
+        insta::assert_snapshot!(replicas(&list, now, false));
     }
 
     #[test]

@@ -100,6 +100,10 @@ fn scalar(shape: &Shape, at: &str, text: String) -> Result<Value, String> {
         Shape::Integer => {
             text.trim().parse().map(Value::Integer).map_err(|_| format!("{at} is an integer, and this is none"))
         }
+        Shape::Share => match text.trim().parse() {
+            Ok(share) => Ok(Value::Fraction(share)),
+            Err(_) => Err(format!("{at} is a share from 0 to 1, and this is no number")),
+        },
         Shape::Boolean => match text.trim() {
             "true" => Ok(Value::Boolean(true)),
             "false" => Ok(Value::Boolean(false)),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::problem::Problem;
 use super::secret::{Secret, SecretError, SecretProblem, loose_mode};
-use super::{ClientCredential, Config, SealKey, SecretSource, StoreKind};
+use super::{ClientCredential, Config, NoticeSecrets, Receiver, SealKey, SecretSource, StoreKind};
 
 /// Tokens shorter than this, in bytes, can be guessed.
 const SHORTEST_TOKEN: usize = 16;
@@ -27,12 +27,19 @@ pub fn examine_files(config: &Config) -> FileReport {
             report.readable(format!("{table}.tls.cert_file"), &tls.cert_file);
             report.readable(format!("{table}.tls.key_file"), &tls.key_file);
             report.private(format!("{table}.tls.key_file"), &tls.key_file);
+            if let Some(path) = &tls.client_ca_file {
+                report.readable(format!("{table}.tls.client_ca_file"), path);
+            }
         }
     }
     for client in config.signer.iter().flat_map(|signer| &signer.clients) {
         if let ClientCredential::TokenFile(path) = &client.credential {
             report.token(format!("signer.client.{}.token_file", client.name), path, false);
         }
+    }
+    let kubernetes = [("ca_file", &config.kubernetes.ca_file), ("token_file", &config.kubernetes.token_file)];
+    for (key, path) in kubernetes.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        report.readable(format!("kubernetes.{key}"), path);
     }
     for token in config.admin.iter().flat_map(|admin| &admin.tokens) {
         if let SecretSource::File(path) = &token.source {
@@ -43,6 +50,9 @@ pub fn examine_files(config: &Config) -> FileReport {
         if let SecretSource::File(path) = &client.token {
             report.token(format!("replication.client.{}.token_file", client.name), path, false);
         }
+    }
+    for receiver in &config.notices {
+        report.notice(receiver);
     }
     report.store(&config.store.kind);
     for (table, key) in config.seal.keys() {
@@ -90,6 +100,25 @@ impl FileReport {
         };
         if let Some(path) = ca_file {
             self.readable("store.ca_file".to_owned(), path);
+        }
+    }
+
+    fn notice(&mut self, receiver: &Receiver) {
+        if let Some(path) = &receiver.ca_file {
+            self.readable(format!("notice.{}.ca_file", receiver.name), path);
+        }
+        let SecretSource::File(path) = &receiver.secret else { return };
+        let key = format!("notice.{}.secret_file", receiver.name);
+        match Secret::read_file(path) {
+            Ok(file) => {
+                let warnings = file.warnings.into_iter().map(|message| Problem { path: key.clone(), message });
+                self.warnings.extend(warnings);
+                if let Err(error) = NoticeSecrets::parse(&file.secret) {
+                    let message = format!("cannot use the secret file {}: {error}", path.display());
+                    self.problems.push(Problem { path: key, message });
+                }
+            }
+            Err(error) => self.problems.push(Problem { path: key, message: error.to_string() }),
         }
     }
 

@@ -6,13 +6,16 @@
 
 mod env;
 mod files;
+mod identity;
 mod load;
+mod notice;
 mod problem;
 mod publisher;
 mod raw;
 mod restart;
 mod secret;
 mod store;
+mod telemetry;
 mod validate;
 mod value;
 mod watch;
@@ -27,13 +30,16 @@ use crate::keyring::time::Span;
 
 pub use env::PREFIX as ENVIRONMENT_PREFIX;
 pub use files::{FileReport, examine_files};
+pub use identity::{Kubernetes, San, ServiceAccount};
 pub use load::{ConfigErrors, EMBEDDED, Invalid, Loaded, SEARCHED, Source, load};
+pub use notice::{NoticeSecretError, NoticeSecrets, Receiver};
 pub use problem::Problem;
 pub use publisher::{Publisher, PublisherKind};
 pub use raw::{KnownKey, known_keys};
 pub use restart::{restart_first, restart_needed};
 pub use secret::{LONGEST_SECRET, Secret, SecretError, SecretFile, SecretProblem};
 pub use store::{Initialise, Postgres, Store, StoreKind, Upstream};
+pub use telemetry::{AccessLog, Share, Telemetry, Traces};
 pub use value::Format;
 pub use watch::{ContentDigest, POLL_INTERVAL, Watch};
 
@@ -51,6 +57,8 @@ pub struct Config {
     pub ops: Option<Listener>,
     /// Signers without access to the store; `None`: off.
     pub replication: Option<Replication>,
+    /// How service accounts of signer clients are verified.
+    pub kubernetes: Kubernetes,
     pub store: Store,
     pub seal: Seal,
     /// In the order of the file; none for a signer, which goes by what is stored.
@@ -61,7 +69,10 @@ pub struct Config {
     pub publishers: Vec<Publisher>,
     /// How AWS KMS is reached; used only by keysets, keyrings or a seal that need it.
     pub aws_kms: AwsKms,
+    /// Who is told what becomes of keys, in the order of the file; none for a signer.
+    pub notices: Vec<Receiver>,
     pub log: Log,
+    pub telemetry: Telemetry,
     /// How long to go on serving, unready, after SIGTERM.
     pub shutdown_delay: Span,
 }
@@ -109,6 +120,8 @@ pub enum Address {
 pub struct TlsFiles {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
+    /// Who vouches for clients that show a certificate; `None`: none is asked for.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The listener for applications.
@@ -139,14 +152,31 @@ pub enum ClientCredential {
     TokenFile(PathBuf),
     /// The user ID of the process at the other end of a Unix socket.
     Uid(u32),
+    /// A certificate with this name, under the listener's client CA.
+    San(San),
+    /// A token of the cluster for this service account.
+    ServiceAccount(ServiceAccount),
 }
 
 /// The listener for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub listener: Listener,
-    /// At least one.
+    /// At least one, or one of `clients`.
     pub tokens: Vec<AdminToken>,
+    /// Those who show a certificate.
+    pub clients: Vec<AdminClient>,
+    /// Whether the page for people is served.
+    pub page: bool,
+}
+
+/// An operator who is known by a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminClient {
+    /// Who acts, in the audit log.
+    pub name: Name,
+    pub role: Role,
+    pub san: San,
 }
 
 /// A bearer token of the admin listener.
@@ -158,7 +188,7 @@ pub struct AdminToken {
     pub source: SecretSource,
 }
 
-/// What the holder of an admin token may do.
+/// What somebody on the admin listener may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Reads.
@@ -294,14 +324,28 @@ impl Config {
         self.keysets.iter().find(|keyset| keyset.name.as_str() == name)
     }
 
+    /// Whether everybody on the listener of this table proves who they are by a certificate, and nobody in another way.
+    pub fn needs_certificates(&self, table: &str) -> bool {
+        match table {
+            "signer" => self.signer.iter().flat_map(|signer| &signer.clients).all(SignerClient::shows_certificate),
+            "admin" => self.admin.iter().all(|admin| admin.tokens.is_empty()),
+            _ => false,
+        }
+    }
+
     /// The files whose content is re-read when it changes: tokens and certificates, not the configuration itself.
     pub fn reloadable_files(&self) -> Vec<PathBuf> {
         let tls = self.listeners().filter_map(|(_, listener)| listener.tls.as_ref());
-        let mut files: Vec<PathBuf> = tls.flat_map(|tls| [tls.cert_file.clone(), tls.key_file.clone()]).collect();
+        let mut files: Vec<PathBuf> = tls
+            .flat_map(|tls| [Some(tls.cert_file.clone()), Some(tls.key_file.clone()), tls.client_ca_file.clone()])
+            .flatten()
+            .collect();
         files.extend(self.signer.iter().flat_map(|signer| &signer.clients).filter_map(SignerClient::token_file));
         let admins = self.admin.iter().flat_map(|admin| &admin.tokens).map(|token| &token.source);
         let replicas = self.replication.iter().flat_map(|listener| &listener.clients).map(|client| &client.token);
         files.extend(admins.chain(replicas).filter_map(SecretSource::file).cloned());
+        let receivers = self.notices.iter();
+        files.extend(receivers.flat_map(|to| to.secret.file().into_iter().chain(&to.ca_file)).cloned());
         files.sort();
         files.dedup();
         files
@@ -309,10 +353,14 @@ impl Config {
 }
 
 impl SignerClient {
+    fn shows_certificate(&self) -> bool {
+        matches!(self.credential, ClientCredential::San(_))
+    }
+
     fn token_file(&self) -> Option<PathBuf> {
         match &self.credential {
             ClientCredential::TokenFile(path) => Some(path.clone()),
-            ClientCredential::Uid(_) => None,
+            ClientCredential::Uid(_) | ClientCredential::San(_) | ClientCredential::ServiceAccount(_) => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::keyring::name::Name;
 use crate::keyring::time::Span;
 
 use super::problem::{At, Report};
+use super::telemetry::Share;
 use super::value::Value;
 
 /// Lists are at most this long.
@@ -23,6 +24,8 @@ const MOST_NAMED: usize = 20_000;
 pub(super) enum Shape {
     Text,
     Integer,
+    /// From 0 to 1.
+    Share,
     Boolean,
     List,
     /// Known keys, in the order in which they are documented.
@@ -87,13 +90,16 @@ tables! {
         admin: Admin,
         ops: Public,
         replication: Replication,
+        kubernetes: Kubernetes,
         store: Store,
         seal: Seal,
         issuer: Named<Issuer>,
         defaults: Defaults,
         keyset: Named<Keyset>,
         backend: Backends,
+        notice: Named<Notice>,
         log: Log,
+        telemetry: Telemetry,
     }
     /// A listener that has nothing beside its address.
     Public {
@@ -105,7 +111,7 @@ tables! {
         listen: String,
         socket_mode: String,
         sign_deadline: Span,
-        tls: Tls,
+        tls: MutualTls,
         client: Named<SignerClient>,
     }
     SignerClient {
@@ -113,7 +119,8 @@ tables! {
         uid: u32,
         keysets: Vec<String>,
         audiences: Vec<String>,
-        san: MutualTls,
+        san: String,
+        service_account: String,
         token: InlineToken,
         secret: InlineToken,
         password: InlineToken,
@@ -121,8 +128,17 @@ tables! {
     Admin {
         listen: String,
         socket_mode: String,
-        tls: Tls,
+        tls: MutualTls,
+        page: bool,
         token: Named<AdminToken>,
+        client: Named<AdminClient>,
+    }
+    AdminClient {
+        role: String,
+        san: String,
+        token: InlineToken,
+        secret: InlineToken,
+        password: InlineToken,
     }
     AdminToken {
         role: String,
@@ -149,9 +165,27 @@ tables! {
     Tls {
         cert_file: PathBuf,
         key_file: PathBuf,
-        client_ca_file: MutualTls,
+        client_ca_file: NoClientCertificates,
         cert: InlinePem,
         key: InlinePem,
+    }
+    /// TLS of a listener that may know clients by their certificates.
+    MutualTls {
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        client_ca_file: PathBuf,
+        cert: InlinePem,
+        key: InlinePem,
+        client_ca: InlinePem,
+    }
+    Kubernetes {
+        issuer: String,
+        jwks_url: String,
+        ca_file: PathBuf,
+        token_file: PathBuf,
+        audience: String,
+        token: InlineToken,
+        ca: InlinePem,
     }
     Store {
         kind: String,
@@ -261,14 +295,47 @@ tables! {
         secret_access_key: AwsCredentials,
         session_token: AwsCredentials,
     }
+    Notice {
+        url: String,
+        secret_file: PathBuf,
+        secret_env: String,
+        events: Vec<String>,
+        keysets: Vec<String>,
+        before: Vec<Span>,
+        ca_file: PathBuf,
+        timeout: Span,
+        give_up_after: Span,
+        secret: InlineNoticeSecret,
+        token: InlineNoticeSecret,
+        password: InlineNoticeSecret,
+    }
     Log {
         format: String,
         level: String,
         signatures: bool,
     }
+    Telemetry {
+        access_log: AccessLog,
+        traces: Traces,
+    }
+    AccessLog {
+        enabled: bool,
+        listeners: Vec<String>,
+        sample_ratio: Share,
+    }
+    Traces {
+        endpoint: String,
+        sample_ratio: Share,
+    }
     NamedVerifier {
         name: String,
         cache: Span,
+    }
+}
+
+impl From<Tls> for MutualTls {
+    fn from(tls: Tls) -> Self {
+        MutualTls { cert_file: tls.cert_file, key_file: tls.key_file, ..MutualTls::default() }
     }
 }
 
@@ -291,7 +358,8 @@ macro_rules! refused {
 }
 
 refused! {
-    MutualTls: "this release has no mutual TLS: authenticate clients with `token_file`, or with `uid` on a Unix socket";
+    NoClientCertificates: "only [signer] and [admin] know clients by their certificates: leave it out here (verifiers, \
+        kubelet and Prometheus show none, and signers show tokens to [replication])";
     AwsCredentials: "credentials do not stand in the configuration: leave them to the AWS credential chain (environment, \
         profile, IRSA, EKS Pod Identity, instance role)";
     InlineToken: "secrets do not stand in the configuration: write the token elsewhere and say where, with `file` or \
@@ -299,8 +367,10 @@ refused! {
     InlineAccess: "secrets do not stand in the configuration: write the database's URL with user and password, or the \
         token for managers, elsewhere and say where, with `url_file` or `url_env`, `token_file` or `token_env` (the \
         managers themselves are named in `urls`)";
+    InlineNoticeSecret: "secrets do not stand in the configuration: write the secret elsewhere and say where, with \
+        `secret_file` or `secret_env`";
     InlinePem: "keys and certificates do not stand in the configuration: name their files with `cert_file` and \
-        `key_file`, or `ca_file`";
+        `key_file`, `client_ca_file` or `ca_file`";
     InlineSealKey: "secrets do not stand in the configuration: name the file of the key with `path`, or a \
         key in AWS KMS with `key_id`";
 }
@@ -447,6 +517,25 @@ impl Field for u32 {
     }
 }
 
+impl Field for Share {
+    const SHAPE: Shape = Shape::Share;
+
+    fn read(value: Value, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let share = match value {
+            Value::Fraction(share) => share,
+            Value::Integer(0) => 0.0,
+            Value::Integer(1) => 1.0,
+            Value::Integer(_) => f64::NAN,
+            other => return wrong_type(&other, "a share from 0 to 1, such as 0.1", at, report),
+        };
+        let read = Share::new(share);
+        if read.is_none() {
+            report.refuse(at, "out of range: a share is from 0 (none) to 1 (all)");
+        }
+        read
+    }
+}
+
 impl Field for bool {
     const SHAPE: Shape = Shape::Boolean;
 
@@ -508,7 +597,9 @@ pub fn known_keys() -> Vec<KnownKey> {
             }
             Shape::Named(inner) => walk(inner, format!("{path}.NAME"), keys),
             Shape::Refused(reason) => keys.push(KnownKey { path, refused: Some(reason) }),
-            Shape::Text | Shape::Integer | Shape::Boolean | Shape::List => keys.push(KnownKey { path, refused: None }),
+            Shape::Text | Shape::Integer | Shape::Share | Shape::Boolean | Shape::List => {
+                keys.push(KnownKey { path, refused: None })
+            }
         }
     }
     let mut keys = Vec::new();

@@ -19,12 +19,14 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<String> {
     for table in TABLES {
         compare(table, describe_listener(old, table), describe_listener(new, table));
     }
+    compare("admin.page", describe_page(old), describe_page(new));
     compare("store", describe_store(&old.store), describe_store(&new.store));
     compare("seal", old.seal.key.to_string(), new.seal.key.to_string());
     compare("seal.previous", describe_previous(&old.seal), describe_previous(&new.seal));
     compare("issuer.NAME.publish", describe_publishers(old), describe_publishers(new));
     compare("backend.aws-kms", format!("{:?}", old.aws_kms), format!("{:?}", new.aws_kms));
     compare("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format));
+    compare("telemetry.traces", describe_traces(old), describe_traces(new));
     compare("log.level", old.log.level.as_str().to_owned(), new.log.level.as_str().to_owned());
     changes
 }
@@ -54,6 +56,11 @@ fn describe_listener(config: &Config, table: &str) -> String {
     }
 }
 
+/// Only where there is an admin listener to speak of.
+fn describe_page(config: &Config) -> String {
+    config.admin.as_ref().is_none_or(|admin| admin.page).to_string()
+}
+
 /// Everything about the store that only a start reads. The limits of a shared store are part of the policies.
 fn describe_store(store: &Store) -> String {
     let mut text = store.kind.to_string();
@@ -79,6 +86,12 @@ fn describe_store(store: &Store) -> String {
     }
     further("state_path", store.state_path.as_ref().map(path));
     text
+}
+
+fn describe_traces(config: &Config) -> String {
+    let Some(traces) = &config.telemetry.traces else { return "off".to_owned() };
+    let endpoint = traces.endpoint.as_deref().unwrap_or("the environment's endpoint");
+    format!("{endpoint}, sample_ratio {}", traces.sample_ratio.as_f64())
 }
 
 fn describe_previous(seal: &Seal) -> String {

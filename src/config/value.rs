@@ -36,10 +36,11 @@ impl fmt::Display for Format {
 pub(super) enum Value {
     Text(String),
     Integer(i64),
+    Fraction(f64),
     Boolean(bool),
     List(Vec<Value>),
     Table(Vec<(String, Value)>),
-    /// What no key of the configuration can be: null, a number with a fraction, a TOML date.
+    /// What no key of the configuration can be: null, a TOML date.
     Other(&'static str),
 }
 
@@ -65,6 +66,7 @@ impl Value {
         match self {
             Value::Text(_) => "text",
             Value::Integer(_) => "an integer",
+            Value::Fraction(_) => "a number with a fraction",
             Value::Boolean(_) => "a boolean",
             Value::List(_) => "a list",
             Value::Table(_) => "a table",
@@ -126,8 +128,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(i64::try_from(number).map_or(Value::Other("an integer that is too large"), Value::Integer))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Other("a number with a fraction"))
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
+        Ok(Value::Fraction(number))
     }
 
     fn visit_bool<E: de::Error>(self, boolean: bool) -> Result<Value, E> {

@@ -116,6 +116,7 @@ impl Engine {
         self.pulse().await;
         loop {
             let interval = self.interval();
+            self.moved();
             tokio::select! {
                 () = self.clock.clock().sleep(interval) => {}
                 () = cancel.cancelled() => return,
@@ -160,6 +161,7 @@ impl Engine {
             sampled: sampled.collect(),
             confirmed: confirmed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot - at))),
         };
+        let _waiting = self.waits_for_store();
         let failing = match ledger.write_alive(&alive).await {
             Ok(()) => false,
             Err(error) => {
@@ -238,7 +240,7 @@ impl Engine {
         Some(self.open_since.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN).map(Span::from_millis)
     }
 
-    fn interval(&self) -> Span {
+    pub(super) fn interval(&self) -> Span {
         let directory = self.directory();
         let shortest = directory.issuers.iter().map(|issuer| issuer.policy.load().max_age).min();
         heartbeat_interval(shortest.unwrap_or(Span::MINUTE))

@@ -1,12 +1,16 @@
 //! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
 
+#[cfg(test)]
+pub(crate) mod bare;
 pub mod cell;
 pub mod command;
 mod disabled;
 mod following;
 pub mod heartbeat;
+mod liveness;
+pub mod notices;
 pub mod placing;
-mod presence;
+pub mod presence;
 pub mod probes;
 mod publish;
 mod reconcile;
@@ -80,6 +84,7 @@ pub struct Engine {
     heartbeat_failing: AtomicBool,
     /// Boot time of the last heartbeat, in milliseconds.
     last_beat: AtomicI64,
+    progress: liveness::Progress,
     stopping: AtomicBool,
     /// Keyrings were written that the installation does not list as created yet.
     unconfirmed: AtomicBool,
@@ -106,6 +111,7 @@ pub struct Engine {
     complete: AtomicBool,
     following: following::Following,
     presence: presence::Presence,
+    notices: notices::Notices,
     /// What the configuration says, for when the store has new keysets.
     declared: std::sync::Mutex<Vec<Declared>>,
 }
@@ -203,6 +209,7 @@ impl Engine {
             removals_wait: AtomicI64::new(i64::MIN),
             heartbeat_failing: AtomicBool::new(false),
             last_beat: AtomicI64::new(0),
+            progress: liveness::Progress::default(),
             stopping: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(true),
             reconfigured: tokio::sync::Notify::new(),
@@ -219,6 +226,7 @@ impl Engine {
             replica: presence::replica_name(),
             following: following::Following::default(),
             presence: presence::Presence::default(),
+            notices: notices::Notices::default(),
         })
     }
 

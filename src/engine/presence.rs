@@ -21,6 +21,9 @@ use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
 const INTERVAL_MAX: Span = Span::from_secs(15);
 const INTERVAL_MIN: Span = Span::from_millis(100);
 
+/// The kind of store behind which managers stand, who do not tell of other replicas.
+const READ_FROM_MANAGERS: &str = "upstream";
+
 /// What is known of the other replicas.
 #[derive(Default)]
 pub(super) struct Presence {
@@ -31,6 +34,16 @@ pub(super) struct Presence {
     holds: AtomicI64,
     /// Where replicas report that have no store of their own, if this process has one to itself.
     relay: OnceLock<Arc<Relay>>,
+}
+
+/// Replicas of one store.
+pub struct Known {
+    pub own: Report,
+    pub others: Vec<Replica>,
+    /// There are no others, but for those that were silent for longer than asked.
+    pub complete: bool,
+    /// A replica that publishes and reported within this is waited for.
+    pub waited_for: Span,
 }
 
 impl Presence {
@@ -121,6 +134,7 @@ impl Engine {
             (None, _) => return Ok(()),
         };
         others.retain(|other| other.report.replica != self.replica);
+        self.notices.heed(&others);
         for cell in &self.directory().order {
             self.note_laggards(cell, &others);
         }
@@ -152,6 +166,22 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// This process and, behind it in order of name, the replicas that reported within `longest`, as far as they can be
+    /// known here: who reads from managers is not told of others.
+    pub async fn replicas(&self, longest: Span) -> Result<Known, LedgerError> {
+        let store = self.store();
+        let mut others = match (store.as_ref().and_then(|store| store.shared()), self.presence.relay.get()) {
+            (Some(shared), _) => shared.replicas(longest).await?,
+            (None, Some(relay)) => relay.reported(longest),
+            (None, None) => Vec::new(),
+        };
+        others.retain(|other| other.report.replica != self.replica);
+        others.sort_by(|a, b| a.report.replica.cmp(&b.report.replica));
+        let kind = store.as_ref().map(|store| store.kind());
+        let complete = kind.is_some_and(|kind| kind != READ_FROM_MANAGERS);
+        Ok(Known { own: self.own_report(), others, complete, waited_for: self.lag_limit() })
     }
 
     fn own_report(&self) -> Report {

@@ -80,6 +80,7 @@ impl Engine {
         cell.snapshot.store(Arc::new(shown.clone()));
         self.stamp(cell, &mut shown);
         cell.snapshot.store(Arc::new(shown));
+        self.notices.news();
     }
 
     /// Notes what became true with the swap: which keys are public now, at every place too where the issuer has

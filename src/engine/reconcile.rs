@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tracing::Instrument;
+
 use super::cell::{KeysetCell, Writer};
 use super::snapshot::{ActiveKey, Backoff};
 use super::{Engine, ReplicaRole};
@@ -15,7 +17,9 @@ use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::random;
 use crate::store::ledger::{LedgerError, Loaded, Settled};
+pub use crate::telemetry::chain;
 use crate::telemetry::metrics::{BackendOperation, BackendOutcome, RotationFailureReason, RotationStep};
+use crate::telemetry::traces;
 
 /// What a keyset wants after a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,8 +143,14 @@ impl Engine {
             let (engine, cell) = (self.clone(), cell.clone());
             async move {
                 match step {
-                    Step::Create { serial, algorithm } => engine.carry_create(&cell, serial, algorithm).await,
-                    Step::Destroy { serial } => engine.carry_destroy(&cell, serial).await,
+                    Step::Create { serial, algorithm } => {
+                        let span = traces::step(&cell.name, RotationStep::Create.as_str());
+                        engine.carry_create(&cell, serial, algorithm).instrument(span).await
+                    }
+                    Step::Destroy { serial } => {
+                        let span = traces::step(&cell.name, RotationStep::Destroy.as_str());
+                        engine.carry_destroy(&cell, serial).instrument(span).await
+                    }
                     Step::Write(_) => Ok(()),
                 }
             }
@@ -213,6 +223,15 @@ impl Engine {
         generation: u64,
         change: &Change,
     ) -> Result<(), Rest> {
+        let span = traces::step(&cell.name, step_of(change).as_str());
+        let written = self.write_change(cell, generation, change).instrument(span.clone()).await;
+        if written.is_err() {
+            traces::failed(&span);
+        }
+        written
+    }
+
+    async fn write_change(&self, cell: &Arc<KeysetCell>, generation: u64, change: &Change) -> Result<(), Rest> {
         let mut writer = cell.writer.lock().await;
         let settled = self.settle(cell, &mut writer).await;
         settled.map_err(|error| self.commit_failed(cell, step_of(change), &CommitError::Ledger(error)))?;
@@ -491,9 +510,11 @@ impl Engine {
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
         let start = self.clock.clock().monotonic();
-        let result = call.await;
+        let span = traces::backend(backend.name(), operation);
+        let result = call.instrument(span.clone()).await;
         let took = self.clock.clock().monotonic().saturating_sub(start);
         let outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+        traces::answered(&span, outcome);
         self.metrics.register_backend(backend.name()).requested(operation, outcome, took);
         result
     }
@@ -537,16 +558,4 @@ pub(super) fn outcome_of(kind: BackendErrorKind) -> BackendOutcome {
             BackendOutcome::Failed
         }
     }
-}
-
-/// An error with its causes, for the log.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::{Instrument, Span};
 
 use super::Engine;
 use super::cell::KeysetCell;
@@ -24,6 +25,7 @@ use crate::keyring::time::Timestamp;
 use crate::random;
 use crate::telemetry::audit::{SignatureLine, signature};
 use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SigningFailure};
+use crate::telemetry::traces;
 
 /// A signed token.
 #[derive(Clone)]
@@ -45,6 +47,16 @@ pub enum SignFailure {
     /// Ours; the reason is also the metric's label.
     #[error("the token could not be signed: {reason:?}")]
     Ours { reason: SigningFailure, cause: String },
+}
+
+impl SignFailure {
+    /// `None` where the caller is at fault.
+    fn reason(&self) -> Option<SigningFailure> {
+        match self {
+            SignFailure::Claims(_) => None,
+            SignFailure::Ours { reason, .. } => Some(*reason),
+        }
+    }
 }
 
 /// Attempts of one request at a remote backend, as far as its deadline allows.
@@ -71,7 +83,9 @@ impl Engine {
     ) -> Result<Issued, SignFailure> {
         let started = self.clock.clock().monotonic();
         let metrics = cell.signing_metrics.load();
-        let result = self.sign_once_more(cell, request, audiences, client).await;
+        let span = traces::sign(&cell.name);
+        let result = self.sign_once_more(cell, request, audiences, client).instrument(span.clone()).await;
+        traces::signed(&span, result.as_ref().err().map(SignFailure::reason));
         match &result {
             Ok(_) => metrics.signed(self.clock.clock().monotonic().saturating_sub(started)),
             Err(SignFailure::Ours { reason, .. }) => metrics.failed(*reason),
@@ -126,6 +140,7 @@ impl Engine {
             return Err(ours(SigningFailure::NoActiveKey, "no key is active"));
         };
         drop(snapshot);
+        traces::signs_with(active.algorithm.alg(), &active.backend);
         let Some(header) = active.headers.get(prepared.typ) else {
             return Err(ours(SigningFailure::NoActiveKey, "the allowed types change just now"));
         };
@@ -177,10 +192,11 @@ impl Engine {
         ends: Duration,
     ) -> Result<Vec<u8>, SignFailure> {
         let message = message.as_bytes().to_vec();
-        let (clock, requests) = (self.clock.clock().clone(), active.requests.clone());
+        let (clock, requests, span) = (self.clock.clock().clone(), active.requests.clone(), Span::current());
         self.in_turn(cell, &cell.pool.threads, ends, SigningFailure::Overload, async move {
-            let work =
-                tokio::task::spawn_blocking(move || counted(clock.as_ref(), &requests, || signer.sign(&message)));
+            let work = tokio::task::spawn_blocking(move || {
+                span.in_scope(|| counted(clock.as_ref(), &requests, || signer.sign(&message)))
+            });
             match work.await {
                 Ok(signature) => signature.map_err(failed),
                 Err(error) => Err(ours(SigningFailure::BackendUnavailable, &error.to_string())),
@@ -359,8 +375,10 @@ fn counted(
     sign: impl FnOnce() -> Result<Vec<u8>, BackendError>,
 ) -> Result<Vec<u8>, BackendError> {
     let started = clock.monotonic();
-    let result = sign();
+    let span = traces::backend("local", BackendOperation::Sign);
+    let result = span.in_scope(sign);
     let outcome = result.as_ref().err().map_or(BackendOutcome::Ok, |error| outcome_of(error.kind));
+    traces::answered(&span, outcome);
     requests.requested(BackendOperation::Sign, outcome, clock.monotonic().saturating_sub(started));
     result
 }

@@ -8,8 +8,10 @@ use super::cell::KeysetCell;
 use super::snapshot::KeysetSnapshot;
 use crate::keyring::outlook::{Alarm, Outlook, outlook};
 use crate::keyring::plan::is_held;
+use crate::keyring::policy::Policy;
 use crate::keyring::record::{KeyState, Keyring};
 use crate::keyring::time::{Span, Timestamp};
+use crate::keyring::timeline::{Timeline, Window, timeline};
 use crate::telemetry::audit::{LifecycleEvent, lifecycle};
 
 /// A keyset as it is now and what lies ahead.
@@ -96,6 +98,9 @@ impl Engine {
         {
             alarms.insert(Alarm::KeyDisabled);
         }
+        if self.notices.fails(&cell.name, boot) {
+            alarms.insert(Alarm::NoticeFailing);
+        }
         let silent = cell.is_known_not_to_sign();
         if silent {
             alarms.insert(Alarm::BackendUnavailable);
@@ -103,6 +108,14 @@ impl Engine {
         let can_sign = snapshot.active.is_some() && !silent && !stale;
         let now = facts.now;
         Sight { can_sign, outlook, alarms, now, snapshot }
+    }
+
+    /// A keyset's keys over time, by the policy in force; as much as `window` says of it.
+    pub fn timeline(&self, cell: &KeysetCell, window: impl FnOnce(&Policy) -> Window) -> Timeline {
+        let snapshot = cell.snapshot.load_full();
+        let facts = self.facts(cell, &snapshot);
+        let stands_still = snapshot.frozen.is_some() || snapshot.unauthenticated;
+        timeline(&snapshot.keyring, &facts, window(&snapshot.keyring.policy), stands_still)
     }
 
     /// Why what this replica publishes may be too old for verifiers, or is missing; empty when it is to be asked
@@ -125,12 +138,35 @@ impl Engine {
         missing
     }
 
+    /// What keeps this process from signing, in words.
+    pub fn missing_to_sign(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.is_sealed() {
+            missing.push("the seal has not been opened yet".to_owned());
+        }
+        for cell in &self.directory().order {
+            let (snapshot, name) = (cell.snapshot.load(), &cell.name);
+            if snapshot.active.is_none() && snapshot.is_to_sign() {
+                let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
+                missing.push(format!("keyset {name} {why}"));
+            }
+            if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, self.clock.boot()) {
+                missing.push(format!("keyset {name} was not confirmed by the store for staleness_limit"));
+            }
+            if cell.is_known_not_to_sign() {
+                missing.push(format!("the backend of keyset {name} does not sign"));
+            }
+        }
+        missing
+    }
+
     /// Brings every keyset's gauges up to date; a scrape sees the state of its own moment.
     pub fn refresh_all_metrics(&self) {
         self.metrics.set_clock_frozen(self.clock.read().frozen || self.following.clock_differs());
         let cells = self.directory();
         let limits = cells.order.iter().map(|cell| cell.snapshot.load().keyring.policy.rotation.staleness_limit);
         self.metrics.set_staleness_limit(limits.min().unwrap_or(Span::ZERO));
+        self.metrics.set_notices_oldest(self.notices.oldest());
         for cell in &self.directory().order {
             self.refresh_metrics(cell);
         }

@@ -16,8 +16,10 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::access::Notes;
 use super::audit::{AuditPage, AuditQuery};
-use super::auth::{Authenticator, Source};
+use super::auth::{Authenticator, Source, Unauthorized};
+use super::certificate::{Certificates, ClientCertificate};
 use super::json::OptionalJson;
 use super::listener::Peer;
 use super::openapi::ProblemBody;
@@ -41,13 +43,17 @@ pub type Reload =
 pub struct AdminState {
     pub engine: Arc<Engine>,
     pub tokens: Arc<Authenticator<Role>>,
+    pub certificates: Arc<Certificates<Role>>,
     pub reload: Reload,
+    /// Whether the page for people is served.
+    pub page: bool,
 }
 
 /// Who asks, once authenticated.
 #[derive(Clone)]
 pub(super) struct Actor {
     pub name: Name,
+    pub role: Role,
 }
 
 /// While the seal is out of reach it is tried at least this often.
@@ -57,9 +63,11 @@ pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
 const REASON_MAX: usize = 1000;
 
 pub fn router(state: AdminState) -> Router {
-    Router::new()
+    let page = state.page;
+    let api = Router::new()
         .route("/v1/keysets", get(list))
         .route("/v1/keysets/{keyset}", get(show))
+        .route("/v1/keysets/{keyset}/timeline", get(super::overview::timeline))
         .route("/v1/keysets/{keyset}/rotate", post(rotate))
         .route("/v1/keysets/{keyset}/rollback", post(rollback))
         .route("/v1/keysets/{keyset}/compromise", post(compromise))
@@ -71,29 +79,35 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/clock/accept", post(accept_clock))
         .route("/v1/reload", post(reload))
         .route("/v1/audit", get(audit))
+        .route("/v1/replicas", get(super::overview::replicas))
+        .route("/v1/whoami", get(super::overview::whoami))
         .route("/openapi.json", get(super::openapi::document))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(state.clone(), authenticate))
-        .with_state(state)
+        .with_state(state);
+    // The page asks for a token itself: there is nothing in it that needs one.
+    if page { api.route("/", get(super::page::page).fallback(method_not_allowed)) } else { api }
 }
 
-/// Every request needs a token; every request that changes something needs an operator's.
+/// Every request needs a token or a certificate; every request that changes something needs an operator's.
 async fn authenticate(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
-    let token = match state.tokens.authenticate(request.headers(), Source::from(&peer)).await {
-        Ok(token) => token,
-        Err(unauthorized) => {
-            state.engine.metrics.admin_auth_failed();
-            return unauthorized.into_response();
-        }
-    };
+    let (name, role) =
+        match state.identify(request.headers(), request.extensions().get::<ClientCertificate>(), &peer).await {
+            Ok(identified) => identified,
+            Err(unauthorized) => {
+                state.engine.metrics.admin_auth_failed();
+                return unauthorized.into_response();
+            }
+        };
+    Notes::client(request.extensions(), name.as_str());
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !reads && token.role != Role::Operator {
-        let detail = "This token's role is viewer; changing something takes an operator.";
+    if !reads && role != Role::Operator {
+        let detail = "The role of these credentials is viewer; changing something takes an operator.";
         return Problem::new(ProblemType::Forbidden).detail(detail).into_response();
     }
-    request.extensions_mut().insert(Actor { name: token.name.clone() });
+    request.extensions_mut().insert(Actor { name, role });
     next.run(request).await
 }
 
@@ -418,6 +432,23 @@ pub(super) struct Call {
 }
 
 impl AdminState {
+    /// What a request itself brings along says more of who asks than its connection: a valid token comes first.
+    async fn identify(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&ClientCertificate>,
+        peer: &Peer,
+    ) -> Result<(Name, Role), Unauthorized> {
+        if let Some(token) = self.tokens.recognise(headers) {
+            return Ok((token.name.clone(), token.role));
+        }
+        if let Some(client) = self.certificates.recognise(certificate) {
+            return Ok((client.name.clone(), client.role));
+        }
+        let token = self.tokens.authenticate(headers, Source::from(peer)).await?;
+        Ok((token.name.clone(), token.role))
+    }
+
     pub(super) fn cell(&self, keyset: &str) -> Result<Arc<KeysetCell>, Problem> {
         let shown: String = keyset.chars().take(63).collect();
         let detail = || format!("There is no keyset `{shown}`.");
@@ -545,7 +576,7 @@ fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
     }
 }
 
-fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
+pub(super) fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
     Problem::new(ProblemType::MalformedRequest).detail(rejection.body_text())
 }
 

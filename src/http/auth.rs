@@ -220,6 +220,14 @@ enum Reason {
     TooMany(Span),
 }
 
+/// The token that a request presents, if it presents one, whatever it is.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    match presented(headers) {
+        Presented::Secret(secret) => Some(secret),
+        Presented::Nothing | Presented::Garbage => None,
+    }
+}
+
 enum Presented<'a> {
     Nothing,
     Garbage,

@@ -16,15 +16,17 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BODY_LIMIT;
+use super::certificate::ClientCertificate;
 use super::listener::{ListenerOptions, Peer};
 use super::middleware::Edge;
-use super::tls::ClientCertificate;
 use super::wire::{Transport, Watched};
 
 /// The most bytes of a request's head.
@@ -130,6 +132,7 @@ impl Connections {
             (Transport::Tcp(stream), Some(tls)) => (stream, tls),
             (transport, _) => return Some((transport, None)),
         };
+        let in_use = tls.current();
         let deadline = Instant::now() + self.options.head_timeout;
         let stopped = async {
             self.stop.cancelled().await;
@@ -137,10 +140,11 @@ impl Connections {
         };
         let stream = tokio::select! {
             biased;
-            handshake = TlsAcceptor::from(tls.current()).accept(stream) => match handshake {
+            handshake = TlsAcceptor::from(in_use.config.clone()).accept(stream).into_fallible() => match handshake {
                 Ok(stream) => stream,
-                Err(error) => {
+                Err((error, stream)) => {
                     tracing::debug!(listener = self.options.name, %error, "TLS handshake failed");
+                    hang_up(stream).await;
                     return None;
                 }
             },
@@ -148,8 +152,8 @@ impl Connections {
             () = conn.evicted.notified() => return None,
             () = stopped => return None,
         };
-        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let certificate = shown.and_then(ClientCertificate::of);
+        let shown = stream.get_ref().1.peer_certificates();
+        let certificate = shown.and_then(|chain| ClientCertificate::of(chain, tls.clone(), &in_use));
         Some((Transport::Tls(Box::new(stream)), certificate))
     }
 
@@ -164,6 +168,17 @@ impl Connections {
     fn now(&self) -> u64 {
         micros(self.epoch.elapsed())
     }
+}
+
+/// Closes a connection whose client may still be sending, so that the alert which says why gets through: closed with
+/// unread bytes, a connection is reset, and what was on its way is lost.
+async fn hang_up(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    // Whoever goes on sending has no claim to an explanation.
+    let _ = tokio::time::timeout(CLOSING, drained).await;
 }
 
 impl Open {

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access::AccessLog;
 use super::body::BODY_LIMIT;
 use super::connection::Connections;
 use super::middleware::Edge;
@@ -74,6 +75,8 @@ pub struct ListenerOptions {
     pub name: &'static str,
     /// For TCP; a Unix socket never speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Which requests get a line in the log.
+    pub access_log: Arc<AccessLog>,
     /// From a connection's beginning, or a head's first byte, to the head's end.
     pub head_timeout: Duration,
     /// How long a connection may stay open between requests, or a client may leave an answer untaken.
@@ -95,6 +98,7 @@ impl ListenerOptions {
         ListenerOptions {
             name,
             tls: None,
+            access_log: Arc::default(),
             head_timeout: Duration::from_secs(10),
             // Longer than the 60 s after which load balancers and connection pools usually close, so that they do it.
             idle_timeout: Duration::from_secs(75),
@@ -157,9 +161,11 @@ impl BoundListener {
 
     /// Serves until `shutdown`, then answers what was asked and returns. HTTP/1.1 and HTTP/2, over TLS (ALPN) or not
     /// (prior knowledge); [`Edge`] is put around `router`; requests carry [`Peer`], [`super::middleware::RequestId`] and,
-    /// where one was shown, [`super::tls::ClientCertificate`] in their extensions.
+    /// where one was shown, [`super::certificate::ClientCertificate`] in their extensions.
     pub async fn serve(self, router: Router, options: ListenerOptions, shutdown: CancellationToken) -> Drained {
-        let edge = Edge::new(router, options.name, options.body_timeout).with_body_limit(options.body_limit);
+        let edge = Edge::new(router, options.name, options.body_timeout)
+            .with_body_limit(options.body_limit)
+            .with_access_log(&options.access_log);
         let connections = Arc::new(Connections::new(edge, options.clone(), shutdown.clone()));
         let tasks = TaskTracker::new();
         let socket = self.socket;

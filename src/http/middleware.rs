@@ -25,6 +25,7 @@ use http_body::Body as _;
 use tower::Service;
 use tracing::{Instrument, Span, debug_span, info_span};
 
+use super::access::{AccessLog, NoteRoute, Sampling, Watched};
 use super::body::{BODY_LIMIT, Limited};
 use super::listener::{ListenAddress, Peer};
 use super::problem::{Problem, ProblemType, Sieves};
@@ -69,13 +70,22 @@ pub struct Edge {
     body_timeout: Duration,
     ids: Arc<RequestIds>,
     sieves: Arc<Sieves>,
+    access: Arc<Sampling>,
 }
 
 impl Edge {
     /// `listener` names the listener in logs; a body must arrive within `body_timeout`.
     pub fn new(router: Router, listener: &'static str, body_timeout: Duration) -> Self {
         let (ids, sieves) = (Arc::new(RequestIds::new()), Arc::new(Sieves::new()));
-        Edge { router, listener, body_limit: BODY_LIMIT, body_timeout, ids, sieves }
+        let (router, access) = (router.layer(NoteRoute), AccessLog::new().of(listener));
+        Edge { router, listener, body_limit: BODY_LIMIT, body_timeout, ids, sieves, access }
+    }
+
+    /// Requests get lines as `log` says.
+    #[must_use]
+    pub fn with_access_log(self, log: &AccessLog) -> Self {
+        let access = log.of(self.listener);
+        Edge { access, ..self }
     }
 
     /// Bodies may have this many bytes.
@@ -89,8 +99,13 @@ impl Edge {
         let id = RequestId::sent(request.headers()).unwrap_or_else(|| self.ids.next());
         request.extensions_mut().insert(id.clone());
         let span = self.span(&request, &id);
+        let watched = Watched::begin(self.listener, &self.access, &mut request);
+        let traced = watched.as_ref().map_or_else(Span::none, Watched::span);
         let http1 = request.version() < Version::HTTP_2;
-        let mut response = self.answer_within(request, &id).instrument(span).await;
+        let mut response = self.answer_within(request, &id).instrument(span).instrument(traced).await;
+        if let Some(watched) = watched {
+            watched.end(&self.access, &id, &response);
+        }
         // What is left of such a body would have to be read before the connection could serve another request.
         if http1 && matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

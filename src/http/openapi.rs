@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{Content, PathItem, Ref, ResponseBuilder};
 
 use super::problem::PROBLEM_JSON;
-use super::{admin, import, replication, signer};
+use super::{admin, import, overview, replication, signer};
 
 /// RFC 9457 problem details.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -82,6 +82,7 @@ pub struct ReadyBody {
         signer::sign,
         admin::list, admin::show, admin::rotate, admin::rollback, admin::compromise, admin::revoke,
         admin::drain, admin::undrain, admin::hold, admin::resume, admin::show_clock, admin::accept_clock, admin::reload, admin::audit, import::import,
+        overview::timeline, overview::replicas, overview::whoami,
         openapi_json,
         replication::index, replication::installation, replication::keyring, replication::report, replication::leave,
         livez, readyz, readyz_sign, metrics,
@@ -134,6 +135,9 @@ impl utoipa::Modify for Common {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(scheme));
+        let description = Some("Where the listener has a client_ca_file".to_owned());
+        let certificate = SecurityScheme::MutualTls { description, deprecated: None, extensions: None };
+        components.add_security_scheme("certificate", certificate);
         for (path, item) in &mut api.paths.paths {
             let PathItem { get, put, post, delete, .. } = item;
             if let Some(show) = get.as_mut().filter(|_| path == SHARED) {
@@ -177,11 +181,13 @@ fn complete(operation: &mut Operation) {
         let problem = ResponseBuilder::new().description(what).content(PROBLEM_JSON, body).build();
         operation.responses.responses.entry(class.to_owned()).or_insert_with(|| problem.into());
     }
-    let token = || SecurityRequirement::new("token", Vec::<String>::new());
+    let by = |scheme: &str| SecurityRequirement::new(scheme, Vec::<String>::new());
     operation.security = if has_tag(operation, "signer") {
-        Some(vec![SecurityRequirement::default(), token()])
-    } else if has_tag(operation, "admin") || has_tag(operation, "replication") {
-        Some(vec![token()])
+        Some(vec![SecurityRequirement::default(), by("token"), by("certificate")])
+    } else if has_tag(operation, "admin") {
+        Some(vec![by("token"), by("certificate")])
+    } else if has_tag(operation, "replication") {
+        Some(vec![by("token")])
     } else {
         Some(Vec::new())
     };

@@ -38,12 +38,10 @@ pub fn router(state: OpsState) -> Router {
 
 /// Whether this process works: nothing beyond it counts, nor does any keyset.
 async fn alive(State(state): State<OpsState>) -> Response {
-    let ailing = state.engine.supervisor.ailing();
-    if ailing.is_empty() {
+    let missing = state.engine.ailments();
+    if missing.is_empty() {
         return Json(json!({ "alive": true })).into_response();
     }
-    let missing: Vec<String> =
-        ailing.iter().map(|task| format!("the task {task} ended and was started again")).collect();
     Problem::new(ProblemType::NotReady).member("missing", missing).retry_after(1).into_response()
 }
 
@@ -56,22 +54,7 @@ async fn ready_to_publish(State(state): State<OpsState>) -> Response {
 
 async fn ready_to_sign(State(state): State<OpsState>) -> Response {
     let mut missing = state.missing();
-    if state.engine.is_sealed() {
-        missing.push("the seal has not been opened yet".to_owned());
-    }
-    for cell in &state.engine.directory().order {
-        let snapshot = cell.snapshot.load();
-        if snapshot.active.is_none() && snapshot.is_to_sign() {
-            let why = if snapshot.keyring.drained { "is drained, but configured" } else { "has no active key" };
-            missing.push(format!("keyset {} {why}", cell.name));
-        }
-        if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, state.engine.clock.boot()) {
-            missing.push(format!("keyset {} was not confirmed by the store for staleness_limit", cell.name));
-        }
-        if cell.is_known_not_to_sign() {
-            missing.push(format!("the backend of keyset {} does not sign", cell.name));
-        }
-    }
+    missing.extend(state.engine.missing_to_sign());
     state.answer("sign", missing)
 }
 
@@ -118,29 +101,12 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::clock::{SystemClock, TrustedClock};
-    use crate::engine::{ReplicaRole, Settings};
-    use crate::keyring::time::{Span, Timestamp};
-    use crate::seal::KeyEncryptionKey;
-    use crate::seal::file::FileKey;
-    use crate::store::ledger::{Ledger, SealEvidence};
-    use crate::store::memory::MemoryStore;
-    use crate::telemetry::metrics::Metrics;
+    use crate::clock::SystemClock;
+    use crate::engine::bare::bare_engine;
 
     #[tokio::test]
     async fn a_background_task_that_panicked_is_named_by_livez() {
-        let seal = async || Ok(Arc::new(FileKey::ephemeral()) as Arc<dyn KeyEncryptionKey>);
-        let store = Arc::new(MemoryStore::new());
-        let ledger = Ledger::initialise(store, SealEvidence::Missing, seal, Timestamp::EPOCH).await.unwrap();
-        let clock = Arc::new(TrustedClock::new(Arc::new(SystemClock), Span::SECOND));
-        let settings = Settings {
-            sign_deadline: Span::SECOND,
-            audit_signatures: false,
-            pool_size: 1,
-            role: ReplicaRole::All,
-            publishes: true,
-        };
-        let engine = Engine::new(clock, Arc::new(ledger), [], None, Arc::new(Metrics::new()), settings);
+        let engine = bare_engine(Arc::new(SystemClock)).await;
         let state = OpsState { engine: engine.clone(), stopping: Arc::default(), told: Arc::default() };
         assert_eq!(alive(State(state.clone())).await.status(), 200);
         let cancel = CancellationToken::new();

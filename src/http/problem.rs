@@ -257,7 +257,7 @@ problem_types! {
     IdempotencyKeyInvalid "idempotency-key-invalid" 400 "Invalid Idempotency-Key"
         "Idempotency-Key must be 1 to 255 printable ASCII characters, given once.";
     Unauthorized "unauthorized" 401 "Not authenticated"
-        "Send a valid token as `Authorization: Bearer …`.";
+        "Send a valid token as `Authorization: Bearer …`, or prove by a client certificate who you are, where the listener asks for one.";
     Forbidden "forbidden" 403 "Not allowed"
         "The credentials are valid but do not allow this.";
     ForeignOrigin "foreign-origin" 403 "Foreign origin"
@@ -364,6 +364,8 @@ problem_types! {
         "The store cannot be read or written. Whether the change was stored is found out as soon as it can: read again, or repeat with the same Idempotency-Key.";
     RecordsUnavailable "records-unavailable" 503 "Records not available"
         "This replica has not read what is asked for and found it good; retry later, or ask another one.";
+    ClusterKeysUnavailable "cluster-keys-unavailable" 503 "Cluster's keys unavailable"
+        "The token could be a service account's, and the cluster's keys to tell cannot be fetched; retry later.";
     ClockFrozen "clock-frozen" 503 "Clock not trusted"
         "The clock stepped, so keys do not move; it thaws when it agrees again or an operator accepts it.";
     NotReady "not-ready" 503 "Not ready"

@@ -11,6 +11,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::access::Notes;
 use super::conditional::names;
 use super::problem::{Problem, ProblemType};
 use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
@@ -31,6 +32,7 @@ async fn serve(State(engine): State<Arc<Engine>>, request: Request) -> Response 
     let Some(route) = directory.routes.get(request.uri().path()) else {
         return ProblemType::NotFound.into_response();
     };
+    Notes::path(request.extensions(), request.uri().path());
     let head = request.method() == Method::HEAD;
     if !head && request.method() != Method::GET {
         if route.kind == RouteKind::Jwks {

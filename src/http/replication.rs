@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::access::Notes;
 use super::auth::{Authenticator, Source};
 use super::body;
 use super::conditional::names;
@@ -64,7 +65,10 @@ pub fn router(state: ReplicationState) -> Router {
 async fn authenticate(State(state): State<ReplicationState>, request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
     match state.clients.authenticate(request.headers(), Source::from(&peer)).await {
-        Ok(_) => next.run(request).await,
+        Ok(client) => {
+            Notes::client(request.extensions(), client.name.as_str());
+            next.run(request).await
+        }
         Err(unauthorized) => unauthorized.into_response(),
     }
 }

@@ -1,26 +1,24 @@
 //! What applications ask for: signatures.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
-use super::auth::{Authenticator, Source, TokenSet};
+use super::access::Notes;
 use super::body;
+use super::certificate::ClientCertificate;
+use super::clients::{Clients, Grant};
 use super::json::is_json;
 use super::listener::Peer;
 use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
 use super::view::PolicyView;
 use crate::engine::{Engine, Issued, KeysetCell, SignFailure};
 use crate::keyring::claims::{ClaimError, ClaimProblem, parse_request};
-use crate::keyring::name::Name;
 use crate::telemetry::metrics::{SignRejection, SigningFailure};
 
 /// What the signer listener knows.
@@ -28,59 +26,6 @@ use crate::telemetry::metrics::{SignRejection, SigningFailure};
 pub struct SignerState {
     pub engine: Arc<Engine>,
     pub clients: Arc<Clients>,
-}
-
-/// Who may sign what. Without any client, whoever reaches the listener may sign everything.
-pub struct Clients {
-    tokens: Authenticator<Grant>,
-    by_uid: ArcSwap<HashMap<u32, (Name, Grant)>>,
-    open: std::sync::atomic::AtomicBool,
-}
-
-/// What a client may sign.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Grant {
-    /// `None`: every keyset.
-    pub keysets: Option<Vec<Name>>,
-    /// `None`: every audience its keysets allow.
-    pub audiences: Option<Vec<String>>,
-}
-
-impl Clients {
-    pub fn new(engine: Arc<Engine>, tokens: TokenSet<Grant>, by_uid: HashMap<u32, (Name, Grant)>, open: bool) -> Self {
-        Clients {
-            tokens: Authenticator::new(tokens, move || engine.clock.now()),
-            by_uid: ArcSwap::from_pointee(by_uid),
-            open: open.into(),
-        }
-    }
-
-    /// Exchanges all clients, for requests that arrive from now on.
-    pub fn replace(&self, tokens: TokenSet<Grant>, by_uid: HashMap<u32, (Name, Grant)>, open: bool) {
-        self.tokens.replace(tokens);
-        self.by_uid.store(Arc::new(by_uid));
-        self.open.store(open, std::sync::atomic::Ordering::Release);
-    }
-
-    /// The name and the grant of whoever asks.
-    async fn identify(&self, headers: &HeaderMap, peer: &Peer) -> Result<(String, Grant), Response> {
-        if self.open.load(std::sync::atomic::Ordering::Acquire) {
-            return Ok((peer.to_string(), Grant::default()));
-        }
-        // A token that is valid says more of who asks than the user they run as.
-        if let Some(token) = self.tokens.recognise(headers) {
-            return Ok((token.name.to_string(), token.role.clone()));
-        }
-        if let Peer::Unix { uid, .. } = peer
-            && let Some((name, grant)) = self.by_uid.load().get(uid)
-        {
-            return Ok((name.to_string(), grant.clone()));
-        }
-        match self.tokens.authenticate(headers, Source::from(peer)).await {
-            Ok(token) => Ok((token.name.to_string(), token.role.clone())),
-            Err(unauthorized) => Err(unauthorized.into_response()),
-        }
-    }
 }
 
 pub fn router(state: SignerState) -> Router {
@@ -141,17 +86,20 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     let (parts, body) = request.into_parts();
     let Some(peer) = parts.extensions.get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
     let cell = state.engine.keyset(&keyset);
-    let (client, grant) = match state.clients.identify(&parts.headers, &peer).await {
-        Ok(identified) => identified,
-        Err(response) => {
-            reject(cell.as_deref(), SignRejection::Unauthorized);
-            return response;
-        }
-    };
+    let (client, grant) =
+        match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
+            Ok(identified) => identified,
+            Err(response) => {
+                reject(cell.as_deref(), SignRejection::Unauthorized);
+                return response;
+            }
+        };
+    Notes::client(&parts.extensions, &client);
     let cell = match admit(&grant, &keyset, cell) {
         Ok(cell) => cell,
         Err(problem) => return problem.into_response(),
     };
+    Notes::keyset(&parts.extensions, cell.name.as_str());
     if !is_json(&parts.headers) || !parts.headers.contains_key(CONTENT_TYPE) {
         reject(Some(&cell), SignRejection::Malformed);
         return ProblemType::UnsupportedMediaType.into_response();
@@ -192,8 +140,12 @@ pub(super) async fn describe(
     request: Request,
 ) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
-    let grant = match state.clients.identify(request.headers(), &peer).await {
-        Ok((_, grant)) => grant,
+    let certificate = request.extensions().get::<ClientCertificate>();
+    let grant = match state.clients.identify(request.headers(), &peer, certificate).await {
+        Ok((client, grant)) => {
+            Notes::client(request.extensions(), &client);
+            grant
+        }
         Err(response) => return response,
     };
     let cell = match admit(&grant, &keyset, state.engine.keyset(&keyset)) {

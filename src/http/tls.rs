@@ -2,16 +2,19 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
+use x509_cert::der::Decode;
 use zeroize::Zeroizing;
+
+use crate::keyring::time::Timestamp;
 
 /// Which files a listener's TLS is made of, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,69 +32,106 @@ pub struct TlsFiles {
 pub enum ClientCertificates {
     /// Nothing.
     None,
-    /// A certificate under this CA if they have one; who has none is told apart by [`ClientCertificate`] being absent.
+    /// A certificate under this CA if they have one; who has none is told apart by [`ClientCertificate`](super::certificate::ClientCertificate) being absent.
     Optional(PathBuf),
     /// A certificate under this CA, or the handshake fails.
     Required(PathBuf),
 }
 
-/// The subject alternative names (DNS and URI) of the certificate that a client proved to own; in the extensions of its
-/// requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    pub names: Arc<[String]>,
-}
-
-impl ClientCertificate {
-    /// From a certificate that the handshake has verified; `None` where it cannot be read.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
-        let names = parsed.valid_dns_names().chain(parsed.valid_uri_names()).map(str::to_owned).collect();
-        Some(ClientCertificate { names })
-    }
-}
-
 /// A listener's TLS; handshakes use the last files that were valid.
 pub struct Tls {
     current: ArcSwap<InUse>,
-    /// SHA-256 of what `current` was made of.
-    fingerprint: Mutex<[u8; 32]>,
 }
 
-struct InUse {
-    config: Arc<ServerConfig>,
+/// What handshakes use.
+pub(super) struct InUse {
+    pub(super) config: Arc<ServerConfig>,
     /// The server's own certificate.
     leaf: CertificateDer<'static>,
+    validity: Validity,
+    /// Who decides about the certificates of clients; `None`: none is asked for.
+    pub(super) clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// SHA-256 of what all this was made of.
+    pub(super) fingerprint: [u8; 32],
 }
 
 /// TLS files that were read and fit each other, not yet in use.
 pub struct PreparedTls {
     in_use: Arc<InUse>,
-    fingerprint: [u8; 32],
+}
+
+/// From when until when a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub from: Timestamp,
+    pub until: Timestamp,
+}
+
+/// How a certificate stands at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Good,
+    /// Less than a tenth of its life is left.
+    Ending,
+    Over,
+    NotBegun,
+}
+
+impl Validity {
+    /// `None` where the certificate cannot be read.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+        let validity = parsed.tbs_certificate.validity;
+        let at =
+            |time: x509_cert::time::Time| i64::try_from(time.to_unix_duration().as_secs()).map(Timestamp::from_secs);
+        Some(Validity { from: at(validity.not_before).ok()?, until: at(validity.not_after).ok()? })
+    }
+
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        if now < self.from {
+            Standing::NotBegun
+        } else if self.until <= now {
+            Standing::Over
+        } else if self.until.since(now).as_secs() < self.until.since(self.from).as_secs() / 10 {
+            Standing::Ending
+        } else {
+            Standing::Good
+        }
+    }
+
+    /// What is wrong with a certificate that nobody accepts at `now`, and what to do.
+    pub fn refusal(&self, now: Timestamp) -> Option<String> {
+        match self.standing(now) {
+            Standing::Over => Some(format!("the certificate expired at {}: renew it", self.until)),
+            Standing::NotBegun => Some(format!(
+                "the certificate is not valid before {}: compare the clocks of this machine and of whoever issued it",
+                self.from
+            )),
+            Standing::Good | Standing::Ending => None,
+        }
+    }
 }
 
 impl Tls {
     /// Reads and checks the files: the key must fit the certificate.
     pub fn load(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
-        let PreparedTls { in_use, fingerprint } = Self::prepare(files)?;
-        Ok(Arc::new(Tls { current: ArcSwap::new(in_use), fingerprint: Mutex::new(fingerprint) }))
+        let PreparedTls { in_use } = Self::prepare(files)?;
+        Ok(Arc::new(Tls { current: ArcSwap::new(in_use) }))
     }
 
     /// Reads files and checks them, for [`replace`](Self::replace).
     pub fn prepare(files: &TlsFiles) -> Result<PreparedTls, TlsError> {
-        let contents = Contents::read(files)?;
-        Ok(PreparedTls { in_use: Arc::new(contents.in_use(files)?), fingerprint: contents.fingerprint() })
+        Ok(PreparedTls { in_use: Arc::new(Contents::read(files)?.in_use(files)?) })
     }
 
-    /// New connections use these files from now on; `true` if they are others than before.
+    /// New connections use these files from now on, and certificates that clients of open ones showed must be acceptable to
+    /// them too; `true` if they are others than before.
     pub fn replace(&self, prepared: PreparedTls) -> bool {
-        let mut fingerprint = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
-        if *fingerprint == prepared.fingerprint {
-            return false;
+        let other = prepared.differs_from(self);
+        if other {
+            self.current.store(prepared.in_use);
         }
-        self.current.store(prepared.in_use);
-        *fingerprint = prepared.fingerprint;
-        true
+        other
     }
 
     /// Whether the certificate in use is one for `host`, a name or an address.
@@ -102,8 +142,25 @@ impl Tls {
         leaf.is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
     }
 
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.current.load().config.clone()
+    /// When the certificate in use is valid.
+    pub fn validity(&self) -> Validity {
+        self.current.load().validity
+    }
+
+    pub(super) fn current(&self) -> Arc<InUse> {
+        self.current.load_full()
+    }
+}
+
+impl PreparedTls {
+    /// Whether this was made of other files, or to ask other things of clients.
+    pub fn differs_from(&self, tls: &Tls) -> bool {
+        self.in_use.fingerprint != tls.current.load().fingerprint
+    }
+
+    /// When the certificate is valid.
+    pub fn validity(&self) -> Validity {
+        self.in_use.validity
     }
 }
 
@@ -126,6 +183,8 @@ pub enum TlsError {
     Pem { path: PathBuf, source: pem::Error },
     #[error("{} and {} do not serve TLS; the key must be that of the first certificate", .cert.display(), .key.display())]
     Pair { cert: PathBuf, key: PathBuf, source: rustls::Error },
+    #[error("the first certificate of {} is malformed; ask for another one", .path.display())]
+    Malformed { path: PathBuf },
     #[error("{} cannot verify client certificates; it must hold CA certificates", .path.display())]
     ClientCa { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 }
@@ -151,8 +210,13 @@ impl Contents {
         })
     }
 
-    fn fingerprint(&self) -> [u8; 32] {
+    fn fingerprint(&self, files: &TlsFiles) -> [u8; 32] {
         let mut hash = Sha256::new();
+        hash.update([match files.clients {
+            ClientCertificates::None => 0,
+            ClientCertificates::Optional(_) => 1,
+            ClientCertificates::Required(_) => 2,
+        }]);
         for part in [&self.certificates, &self.key, &self.client_ca] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_slice());
@@ -169,19 +233,27 @@ impl Contents {
         })?;
         let pair = |source| TlsError::Pair { cert: files.cert_file.clone(), key: files.key_file.clone(), source };
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients = self.client_verifier(files)?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(pair)?
-            .with_client_cert_verifier(self.client_verifier(files)?)
+            .with_client_cert_verifier(clients.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth))
             .with_single_cert(chain, key)
             .map_err(pair)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(InUse { config: Arc::new(config), leaf })
+        if clients.is_some() {
+            // A resumed session brings its certificate along unverified: each connection proves anew who it is.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        let malformed = || TlsError::Malformed { path: files.cert_file.clone() };
+        let validity = Validity::of(&leaf).ok_or_else(malformed)?;
+        Ok(InUse { config: Arc::new(config), leaf, validity, clients, fingerprint: self.fingerprint(files) })
     }
 
-    fn client_verifier(&self, files: &TlsFiles) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    fn client_verifier(&self, files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
         let (path, required) = match &files.clients {
-            ClientCertificates::None => return Ok(WebPkiClientVerifier::no_client_auth()),
+            ClientCertificates::None => return Ok(None),
             ClientCertificates::Optional(path) => (path, false),
             ClientCertificates::Required(path) => (path, true),
         };
@@ -193,7 +265,8 @@ impl Contents {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
         let builder = if required { builder } else { builder.allow_unauthenticated() };
-        builder.build().map_err(|source| TlsError::ClientCa { path: path.clone(), source: source.into() })
+        let built = builder.build().map_err(|source| TlsError::ClientCa { path: path.clone(), source: source.into() });
+        Ok(Some(built?))
     }
 }
 

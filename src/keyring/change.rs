@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::algorithm::Algorithm;
+use super::decide::KeyChange;
 use super::jwk::{Kid, PublicJwk};
 use super::lifecycle::{KeyEvent, Transition, transition};
 use super::name::Name;
@@ -206,6 +207,7 @@ impl Keyring {
     pub fn after(&self, change: &Change, now: Timestamp) -> Keyring {
         let mut next = self.next(now);
         next.make(change, now);
+        next.note_changes(self);
         next.tidy(now);
         next
     }
@@ -448,6 +450,32 @@ impl Keyring {
         self.journal.note(at, action, actor, reason, kids, detail);
     }
 
+    /// Has the entry that came last tell what it did, so that it can be told without the keyring that was.
+    pub(super) fn note_changes(&mut self, before: &Keyring) {
+        let (generation, changes) = (self.generation, self.changes_since(before));
+        if let Some(entry) = self.journal.audit.last_mut().filter(|entry| entry.seq >= before.journal.next_seq) {
+            entry.generation = Some(generation);
+            entry.changes = changes;
+        }
+    }
+
+    /// The keys whose state differs from `before`: the one that signs first, then the newest.
+    pub fn changes_since(&self, before: &Keyring) -> Vec<KeyChange> {
+        let change = |key: &Key| {
+            let from = before.key(key.serial).map(|before| before.state);
+            (from != Some(key.state)).then(|| KeyChange {
+                kid: key.kid.clone(),
+                serial: key.serial,
+                from,
+                to: key.state,
+                unpublished_at: self.expires_at(key),
+            })
+        };
+        let mut changes: Vec<KeyChange> = self.keys.iter().filter_map(change).collect();
+        changes.sort_by_key(|change| (change.to != KeyState::Active, std::cmp::Reverse(change.serial)));
+        changes
+    }
+
     /// Drops what no decision needs any more: passed floors, old answers, the oldest history.
     pub(super) fn tidy(&mut self, now: Timestamp) {
         self.floors.retain(|floor| floor.until > now);
@@ -515,6 +543,8 @@ impl Journal {
             reason: reason.map(str::to_owned),
             kids: kids.into_iter().collect::<BTreeSet<_>>(),
             detail,
+            generation: None,
+            changes: Vec::new(),
         });
         self.next_seq += 1;
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::change::{IDEMPOTENCY_KEPT, NewKey, Trigger, stored_bytes};
 use super::jwk::Kid;
 use super::plan::{Blocker, Desired, Facts, emergency_successor, is_held, next_standby};
-use super::policy::Bootstrap;
+use super::policy::{Bootstrap, Policy};
 use super::record::{Answered, Hold, Journal, Key, KeyState, Keyring, Origin, Revocation, Serial};
 use super::time::{Span, Timestamp};
 
@@ -148,6 +148,20 @@ pub struct Exposure {
     pub until: Option<Timestamp>,
     /// Verifiers that forget only at a restart.
     pub unbounded: Vec<String>,
+}
+
+impl Exposure {
+    /// Of keys that are revoked at `at` under `policy`.
+    pub fn of(policy: &Policy, at: Timestamp) -> Exposure {
+        let caches = policy.issuer.cache_span() + policy.rotation.publish_lag + policy.rotation.clock_skew;
+        let bounded = policy.rotation.verifiers.iter().filter_map(|verifier| verifier.keeps_old);
+        let slowest = bounded.max().unwrap_or(Span::ZERO);
+        let unbounded = policy.rotation.verifiers.iter().filter(|verifier| verifier.keeps_old.is_none());
+        Exposure {
+            until: Some(at + caches + slowest),
+            unbounded: unbounded.map(|verifier| verifier.name.clone()).collect(),
+        }
+    }
 }
 
 /// Why a request is not carried out. Nothing was written.
@@ -551,11 +565,12 @@ impl Draft<'_> {
     }
 
     fn note(&mut self, trigger: &str, action: &str, detail: Option<&str>) {
-        let kids = self.changes(&self.next).into_iter().map(|change| change.kid);
+        let kids = self.next.changes_since(self.before).into_iter().map(|change| change.kid);
         let kids: Vec<Kid> = kids.collect();
         let detail = detail.map(|detail| format!("{trigger} {detail}").trim().to_owned());
         let request = self.request;
         self.next.note(self.facts.now, action, &request.actor, request.reason.as_deref(), kids, detail);
+        self.next.note_changes(self.before);
     }
 
     fn remember(&mut self, outcome: &Outcome) {
@@ -567,24 +582,8 @@ impl Draft<'_> {
         next_standby(&self.next, self.facts).map(|(_, at)| at.max(self.facts.now))
     }
 
-    fn changes(&self, next: &Keyring) -> Vec<KeyChange> {
-        let change = |key: &Key| {
-            let from = self.before.key(key.serial).map(|before| before.state);
-            (from != Some(key.state)).then(|| KeyChange {
-                kid: key.kid.clone(),
-                serial: key.serial,
-                from,
-                to: key.state,
-                unpublished_at: next.expires_at(key),
-            })
-        };
-        let mut changes: Vec<KeyChange> = next.keys.iter().filter_map(change).collect();
-        changes.sort_by_key(|change| (change.to != KeyState::Active, std::cmp::Reverse(change.serial)));
-        changes
-    }
-
     fn outcome(&self, next: &Keyring) -> Outcome {
-        let changes = self.changes(next);
+        let changes = next.changes_since(self.before);
         let promoted = changes.iter().find(|change| change.to == KeyState::Active);
         let promoted = promoted.and_then(|change| next.key(change.serial));
         let verifiers = promoted.map(|key| self.verifiers(next, key)).unwrap_or_default();
@@ -592,7 +591,7 @@ impl Draft<'_> {
             key.unpropagated && self.before.key(key.serial).is_none_or(|before| before.activated_at.is_none())
         });
         let revokes = matches!(self.request.intent, Intent::Revoke { .. } | Intent::Compromise);
-        let exposure = revokes.then(|| self.exposure());
+        let exposure = revokes.then(|| Exposure::of(&self.before.policy, self.facts.now));
         let leaves_none = self.before.active().is_some() && next.active().is_none() && !next.drained;
         let mut warnings = self.warnings.clone();
         if verifiers.is_empty() && promoted.is_some() && next.policy.rotation.verifiers.is_empty() {
@@ -630,18 +629,6 @@ impl Draft<'_> {
             }
         };
         next.policy.rotation.verifiers.iter().map(outlook).collect()
-    }
-
-    fn exposure(&self) -> Exposure {
-        let policy = &self.before.policy;
-        let caches = policy.issuer.cache_span() + policy.rotation.publish_lag + policy.rotation.clock_skew;
-        let bounded = policy.rotation.verifiers.iter().filter_map(|verifier| verifier.keeps_old);
-        let slowest = bounded.max().unwrap_or(Span::ZERO);
-        let unbounded = policy.rotation.verifiers.iter().filter(|verifier| verifier.keeps_old.is_none());
-        Exposure {
-            until: Some(self.facts.now + caches + slowest),
-            unbounded: unbounded.map(|verifier| verifier.name.clone()).collect(),
-        }
     }
 
     fn action(&self) -> &'static str {

@@ -64,10 +64,12 @@ pub enum Alarm {
     ReplicaLagging,
     /// The store has not confirmed the keyring for longer than `staleness_limit`: this replica does not sign.
     Stale,
+    /// A receiver of notices has not taken any for long.
+    NoticeFailing,
 }
 
 impl Alarm {
-    pub const ALL: [Alarm; 24] = [
+    pub const ALL: [Alarm; 25] = [
         Alarm::Degraded,
         Alarm::Absent,
         Alarm::Drained,
@@ -92,6 +94,7 @@ impl Alarm {
         Alarm::Superseded,
         Alarm::ReplicaLagging,
         Alarm::Stale,
+        Alarm::NoticeFailing,
     ];
 
     /// How many alarms there are.
@@ -128,6 +131,7 @@ impl Alarm {
             Alarm::Superseded => "superseded",
             Alarm::ReplicaLagging => "replica_lagging",
             Alarm::Stale => "stale",
+            Alarm::NoticeFailing => "notice_failing",
         }
     }
 }

@@ -120,6 +120,21 @@ pub enum Blocker {
 }
 
 impl Blocker {
+    pub const ALL: [Blocker; 12] = [
+        Blocker::NoStandby,
+        Blocker::Propagation,
+        Blocker::Probe,
+        Blocker::Replicas,
+        Blocker::Silence,
+        Blocker::Hold,
+        Blocker::ClockFrozen,
+        Blocker::ClockGap,
+        Blocker::Degraded,
+        Blocker::Absent,
+        Blocker::AlgorithmUnconfirmed,
+        Blocker::JwksFull,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Blocker::NoStandby => "no_standby",

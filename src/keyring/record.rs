@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::Algorithm;
+use super::decide::KeyChange;
 use super::jwk::{Kid, PublicJwk};
 use super::name::Name;
 use super::policy::Policy;
@@ -179,6 +180,12 @@ pub struct AuditEntry {
     pub kids: BTreeSet<Kid>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// The generation that it came with; absent in what an earlier release wrote, and in the installation's journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// What became of each key, active ones first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<KeyChange>,
 }
 
 /// An idempotent call and its answer (kept 24 hours).

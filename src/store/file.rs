@@ -5,6 +5,7 @@
 //!   NAME.json             the keyring of the keyset NAME
 //!   _installation.json    wrapped data keys, issuers, keysets
 //!   _alive.json           when the daemon last published
+//!   _notices.json         what receivers of notices have heard
 //!   _initialising.json    only during initialisation
 //!   _seen/NAME.json       generation and digest of the keyring seen last
 //!   _seen/_installation.json
@@ -299,6 +300,7 @@ fn place(document: &Document) -> (bool, String) {
         Document::Initialising => (false, "_initialising.json".into()),
         Document::Installation => (false, "_installation.json".into()),
         Document::Alive => (false, "_alive.json".into()),
+        Document::Notices => (false, "_notices.json".into()),
         Document::Keyring(name) => (false, format!("{name}.json")),
         Document::Seen(name) => (true, format!("{name}.json")),
         Document::SeenInstallation => (true, "_installation.json".into()),

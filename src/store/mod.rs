@@ -8,6 +8,7 @@ pub mod record;
 pub mod relay;
 pub mod shared;
 pub mod split;
+pub mod traced;
 pub mod upstream;
 pub mod wire;
 
@@ -33,13 +34,15 @@ pub enum Document {
     SeenInstallation,
     /// When this replica last published, and since when without a long silence.
     Alive,
+    /// What each receiver of notices has heard.
+    Notices,
 }
 
 impl Document {
     /// Whether it belongs to the installation as a whole. The others are what one replica remembers for itself.
     pub const fn is_shared(&self) -> bool {
         match self {
-            Document::Initialising | Document::Installation | Document::Keyring(_) => true,
+            Document::Initialising | Document::Installation | Document::Keyring(_) | Document::Notices => true,
             Document::Seen(_) | Document::SeenInstallation | Document::Alive => false,
         }
     }
@@ -54,6 +57,7 @@ impl fmt::Display for Document {
             Document::Seen(name) => write!(f, "the seen mark of `{name}`"),
             Document::SeenInstallation => f.write_str("the seen mark of the installation"),
             Document::Alive => f.write_str("the alive mark"),
+            Document::Notices => f.write_str("the book of notices"),
         }
     }
 }

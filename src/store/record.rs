@@ -30,6 +30,7 @@ pub enum Kind {
     Seen,
     SeenInstallation,
     Alive,
+    Notices,
 }
 
 /// What the envelope says about its body.
@@ -297,6 +298,7 @@ impl Kind {
             Kind::Seen => "seen",
             Kind::SeenInstallation => "seen-installation",
             Kind::Alive => "alive",
+            Kind::Notices => "notices",
         }
     }
 }

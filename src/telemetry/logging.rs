@@ -10,8 +10,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::audit;
 use super::redaction::Redacting;
+use super::{access, audit, traces};
 
 /// The environment variable that overrides the configured filter.
 pub const LOG_VARIABLE: &str = "JWKSD_LOG";
@@ -81,10 +81,10 @@ impl LogFilter {
         Ok(LogFilter(parts.join(",")))
     }
 
-    /// Audit lines are configured on their own, so the level of everything else does not silence them; a directive
+    /// Audit and access lines are configured on their own, so the level of everything else does not silence them; a directive
     /// that names their target does.
     fn to_env_filter(&self) -> EnvFilter {
-        let mut directives = format!("{}=info,{}=info", audit::LIFECYCLE, audit::SIGNATURES);
+        let mut directives = format!("{}=info,{}=info,{}=info", audit::LIFECYCLE, audit::SIGNATURES, access::TARGET);
         // A longer target would count for more than the caps below.
         let wanted = self.0.split(',').filter(|directive| !names_aws_sdk(directive));
         for directive in wanted {
@@ -94,6 +94,8 @@ impl LogFilter {
         for target in AWS_SDK {
             directives.push_str(&format!(",{target}=info"));
         }
+        // Spans for a collector are no part of the log.
+        directives.push_str(&format!(",{}=off", traces::TARGET));
         EnvFilter::builder().with_regex(false).parse_lossy(directives)
     }
 }
@@ -109,10 +111,51 @@ impl Default for LogFilter {
 /// # Errors
 /// [`LoggingError::AlreadySetUp`] the second time.
 pub fn init(format: LogFormat, filter: &LogFilter) -> Result<(), LoggingError> {
-    let colour = format == LogFormat::Text && std::io::stderr().is_terminal();
-    subscriber(format, filter, colour, std::io::stderr).try_init().map_err(|_| LoggingError::AlreadySetUp)?;
+    subscriber(format, filter, in_colour(format), std::io::stderr)
+        .try_init()
+        .map_err(|_| LoggingError::AlreadySetUp)?;
     report_panics();
     Ok(())
+}
+
+/// As [`init`], and the spans of [`traces`] go to `tracer`.
+///
+/// # Errors
+/// [`LoggingError::AlreadySetUp`] the second time.
+#[cfg(feature = "otel")]
+pub fn init_with_traces(
+    format: LogFormat,
+    filter: &LogFilter,
+    tracer: opentelemetry_sdk::trace::SdkTracer,
+) -> Result<(), LoggingError> {
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(Targets::new().with_target(traces::TARGET, LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_writer(Redacting(std::io::stderr)).log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(spans);
+    let initialised = match format {
+        LogFormat::Text => {
+            registry.with(lines.with_ansi(in_colour(format)).with_filter(filter.to_env_filter())).try_init()
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
+            registry.with(lines.with_filter(filter.to_env_filter())).try_init()
+        }
+    };
+    initialised.map_err(|_| LoggingError::AlreadySetUp)?;
+    report_panics();
+    Ok(())
+}
+
+fn in_colour(format: LogFormat) -> bool {
+    format == LogFormat::Text && std::io::stderr().is_terminal()
 }
 
 /// A subscriber that writes redacted lines to `writer`.

@@ -26,8 +26,8 @@ mod process;
 
 pub use exposition::Exposition;
 pub use labels::{
-    Alarm, BackendOperation, BackendOutcome, JwksCode, RotationFailureReason, RotationStep, RotationTrigger,
-    SignRejection, SigningFailure,
+    Alarm, BackendOperation, BackendOutcome, JwksCode, NoticeOutcome, RotationFailureReason, RotationStep,
+    RotationTrigger, SignRejection, SigningFailure,
 };
 
 use histogram::Histogram;
@@ -144,6 +144,16 @@ impl Metrics {
         self.series.staleness_limit_millis.store(millis(limit), Relaxed);
     }
 
+    /// `jwksd_notices_total`
+    pub fn noticed(&self, outcome: NoticeOutcome, count: u64) {
+        self.series.notices[outcome.index()].fetch_add(count, Relaxed);
+    }
+
+    /// `jwksd_notices_oldest_timestamp_seconds`
+    pub fn set_notices_oldest(&self, at: Option<Timestamp>) {
+        store_timestamp(&self.series.notices_oldest_millis, at);
+    }
+
     /// `jwksd_admin_auth_failures_total`
     pub fn admin_auth_failed(&self) {
         self.series.admin_auth_failures.fetch_add(1, Relaxed);
@@ -163,6 +173,17 @@ impl Metrics {
     /// keysets that raise it through [`KeysetMetrics::set_alarms`].
     pub fn set_alarm(&self, alarm: Alarm, raised_by: u64) {
         self.series.alarms[alarm.index()].store(raised_by, Relaxed);
+    }
+
+    /// `jwksd_certificate_expiry_timestamp_seconds`; the series appears where it is new.
+    pub fn set_certificate_expiry(&self, listener: &'static str, at: Timestamp) {
+        write(&self.series.certificates).insert(listener, at);
+    }
+
+    /// `jwksd_cluster_keys_confirmed_timestamp_seconds`; 0 before the first time, and no series where there are no service
+    /// accounts.
+    pub fn set_cluster_keys_confirmed(&self, at: Option<Timestamp>) {
+        *write(&self.series.cluster_keys) = at;
     }
 
     /// The page for a scraper with this `Accept` header: the content type and the body. With very many keysets the
@@ -340,8 +361,14 @@ struct Series {
     keysets: RwLock<BTreeMap<Name, RegisteredKeyset>>,
     issuers: RwLock<BTreeMap<Name, Arc<IssuerSeries>>>,
     backends: RwLock<BTreeMap<&'static str, Arc<BackendSeries>>>,
+    /// By listener: those that speak TLS.
+    certificates: RwLock<BTreeMap<&'static str, Timestamp>>,
+    /// `None`: no service account may sign.
+    cluster_keys: RwLock<Option<Timestamp>>,
     staleness_limit_millis: AtomicU64,
     admin_auth_failures: AtomicU64,
+    notices: [AtomicU64; NoticeOutcome::COUNT],
+    notices_oldest_millis: AtomicU64,
     config_last_reload_successful: AtomicU64,
     clock_frozen: AtomicU64,
     alarms: [AtomicU64; Alarm::COUNT],
@@ -403,8 +430,12 @@ impl Series {
             keysets: RwLock::default(),
             issuers: RwLock::default(),
             backends: RwLock::default(),
+            certificates: RwLock::default(),
+            cluster_keys: RwLock::default(),
             staleness_limit_millis: AtomicU64::new(0),
             admin_auth_failures: AtomicU64::new(0),
+            notices: zeros(),
+            notices_oldest_millis: AtomicU64::new(0),
             config_last_reload_successful: AtomicU64::new(0),
             clock_frozen: AtomicU64::new(0),
             alarms: zeros(),

@@ -172,8 +172,10 @@ impl Verifier for LineVerifier {
 }
 
 /// Envoy's `jwt_authn` in front of a route that answers 200 by itself. Dropping it kills it.
-struct Envoy {
+pub struct Envoy {
     url: String,
+    /// Where its own counters are.
+    pub admin: String,
     http: reqwest::Client,
     process: Process,
     _folder: TempDir,
@@ -181,9 +183,14 @@ struct Envoy {
 
 impl Envoy {
     async fn start(setting: &Setting) -> Self {
+        Envoy::run(&Envoy::config(setting)).await
+    }
+
+    /// With one listener, whose port and that of `admin` are 0.
+    pub async fn run(yaml: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let (config, admin) = (folder.path().join("envoy.yaml"), folder.path().join("admin"));
-        std::fs::write(&config, Envoy::config(setting)).expect("the folder is writable");
+        std::fs::write(&config, yaml).expect("the folder is writable");
         let mut command = StdCommand::new(tools::envoy());
         command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]).args([
             PathBuf::from("--config-path"),
@@ -194,16 +201,16 @@ impl Envoy {
         let process = Process::start(command);
         let http =
             reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client without TLS set-up");
-        let url = eventually("Envoy to listen", PATIENCE, async || {
+        let (url, admin) = eventually("Envoy to listen", PATIENCE, async || {
             assert!(!process.output.has_ended(), "Envoy ended:\n{}", process.output.lines().join("\n"));
             let admin = std::fs::read_to_string(&admin).ok().filter(|address| !address.is_empty())?;
             let listeners = http.get(format!("http://{admin}/listeners?format=json")).send().await.ok()?;
             let listeners: Value = listeners.json().await.ok()?;
             let address = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
-            Some(format!("http://127.0.0.1:{}/", address["port_value"].as_u64()?))
+            Some((format!("http://127.0.0.1:{}/", address["port_value"].as_u64()?), admin))
         })
         .await;
-        Envoy { url, http, process, _folder: folder }
+        Envoy { url, admin, http, process, _folder: folder }
     }
 
     fn config(setting: &Setting) -> String {

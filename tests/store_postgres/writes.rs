@@ -203,6 +203,8 @@ fn entry(seq: u64, action: &str) -> AuditEntry {
         reason: Some("because".to_owned()),
         kids: BTreeSet::from([Kid::parse("kid-1").unwrap()]),
         detail: None,
+        generation: None,
+        changes: Vec::new(),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod kms_proxy;
 pub mod localstack;
 pub mod ports;
 pub mod postgres;
+pub mod receiver;
 pub mod storage;
 pub mod strict_verifier;
 pub mod tcp_proxy;

@@ -27,6 +27,19 @@ pub fn localstack() -> PathBuf {
     tool("JWKSD_TEST_LOCALSTACK", "localstack/bin/python")
 }
 
+pub fn helm() -> PathBuf {
+    tool("JWKSD_TEST_HELM", "kubernetes/bin/helm")
+}
+
+pub fn kubectl() -> PathBuf {
+    tool("JWKSD_TEST_KUBECTL", "kubernetes/bin/kubectl")
+}
+
+/// Python with the packages of `tests/kubernetes/requirements.txt`.
+pub fn kubernetes_python() -> PathBuf {
+    tool("JWKSD_TEST_KUBERNETES_PYTHON", "kubernetes/venv/bin/python")
+}
+
 pub fn go() -> PathBuf {
     tool("JWKSD_TEST_GO", "/usr/bin/go")
 }
@@ -37,6 +50,32 @@ pub fn java() -> PathBuf {
 
 pub fn promtool() -> PathBuf {
     tool("JWKSD_TEST_PROMTOOL", "/usr/bin/promtool")
+}
+
+pub fn buildah() -> PathBuf {
+    tool("JWKSD_TEST_BUILDAH", "/usr/bin/buildah")
+}
+
+pub fn hadolint() -> PathBuf {
+    tool("JWKSD_TEST_HADOLINT", "venv/bin/hadolint")
+}
+
+pub fn strace() -> PathBuf {
+    tool("JWKSD_TEST_STRACE", "/usr/bin/strace")
+}
+
+pub fn systemd_analyze() -> PathBuf {
+    tool("JWKSD_TEST_SYSTEMD_ANALYZE", "/usr/bin/systemd-analyze")
+}
+
+/// A browser, for the page of the admin listener.
+pub fn chromium() -> PathBuf {
+    tool("JWKSD_TEST_CHROMIUM", "/usr/bin/chromium")
+}
+
+/// The server, from the same Debian package.
+pub fn prometheus() -> PathBuf {
+    tool("JWKSD_TEST_PROMETHEUS", "/usr/bin/prometheus")
 }
 
 /// A program of the PostgreSQL server, which Debian keeps out of `PATH`.

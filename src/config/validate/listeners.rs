@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use crate::config::problem::{Report, suggest};
 use crate::config::raw;
 use crate::config::{
-    Address, Admin, AdminToken, ClientCredential, Listener, ProcessRole, Replication, ReplicationClient, Role,
-    SecretSource, Signer, SignerClient, TlsFiles,
+    Address, Admin, AdminClient, AdminToken, ClientCredential, Listener, ProcessRole, Replication, ReplicationClient,
+    Role, San, SecretSource, ServiceAccount, Signer, SignerClient, TlsFiles,
 };
 use crate::keyring::name::Name;
 use crate::keyring::time::Span;
@@ -58,10 +58,10 @@ pub(super) fn validate(
 ) -> Listeners {
     check_role(&given, role, report);
     let listeners = Listeners {
-        public: given.public.and_then(|raw| listener("public", raw.listen, raw.socket_mode, raw.tls, report)),
+        public: given.public.and_then(|raw| plain_listener("public", raw, report)),
         signer: given.signer.and_then(|raw| self::signer(raw, keysets, report)),
         admin: given.admin.and_then(|raw| self::admin(raw, report)),
-        ops: given.ops.and_then(|raw| listener("ops", raw.listen, raw.socket_mode, raw.tls, report)),
+        ops: given.ops.and_then(|raw| plain_listener("ops", raw, report)),
         replication: given.replication.and_then(|raw| self::replication(raw, report)),
     };
     refuse_shared_addresses(&listeners, report);
@@ -107,6 +107,10 @@ fn check_role(given: &Given, role: Option<ProcessRole>, report: &mut Report) {
     }
 }
 
+fn plain_listener(table: &str, raw: raw::Public, report: &mut Report) -> Option<Listener> {
+    listener(table, raw.listen, raw.socket_mode, raw.tls.map(raw::MutualTls::from), report)
+}
+
 fn signer(raw: raw::Signer, keysets: Option<&HashSet<Name>>, report: &mut Report) -> Option<Signer> {
     let listener = listener("signer", raw.listen, raw.socket_mode, raw.tls, report);
     let sign_deadline = at_most("signer.sign_deadline", raw.sign_deadline, LONGEST_SIGN_DEADLINE, report);
@@ -120,12 +124,14 @@ fn signer(raw: raw::Signer, keysets: Option<&HashSet<Name>>, report: &mut Report
         given.into_iter().filter_map(|(name, raw)| signer_client(name, raw, on_socket, keysets, report)).collect();
     refuse_shared_credentials(&clients, report);
     let listener = listener?;
+    let sans = clients.iter().filter(|client| matches!(client.credential, ClientCredential::San(_)));
+    check_client_ca("signer", &listener, sans.map(|client| &client.name), report);
     if !listener.address.is_local() && !authenticated {
         report.refuse(
             "signer.listen",
             format_args!(
                 "{} is not a loopback address, so whoever reaches it could sign: add a [signer.client.NAME] with \
-                 `token_file`, or listen on 127.0.0.1",
+                 `token_file`, `san` or `service_account`, or listen on 127.0.0.1",
                 listener.address
             ),
         );
@@ -148,30 +154,36 @@ fn signer_client(
     report: &mut Report,
 ) -> Option<SignerClient> {
     let path = format!("signer.client.{name}");
-    let credential = match (raw.token_file, raw.uid) {
-        (Some(file), None) => Some(ClientCredential::TokenFile(file)),
-        (None, Some(uid)) => {
-            if !on_socket {
+    let mut given = Vec::new();
+    given.extend(raw.token_file.map(|file| ("token_file", Some(ClientCredential::TokenFile(file)))));
+    given.extend(raw.uid.map(|uid| ("uid", Some(ClientCredential::Uid(uid)))));
+    given.extend(raw.san.map(|text| ("san", san(&path, &text, report).map(ClientCredential::San))));
+    given.extend(raw.service_account.map(|text| ("service_account", service_account(&path, &text, report))));
+    let ways: Vec<_> = given.iter().map(|(key, _)| format!("`{key}`")).collect();
+    let credential = match <[_; 1]>::try_from(given) {
+        Ok([(_, credential)]) => credential,
+        Err(given) if given.is_empty() => {
+            let reported = ["token_file", "uid", "san", "service_account", "token", "secret", "password"];
+            if !reported.iter().any(|key| report.is_broken(&format!("{path}.{key}"))) {
                 report.refuse(
-                    format_args!("{path}.uid"),
-                    "a TCP connection does not tell who is at its other end: use `token_file`, or listen on unix:PATH",
+                    &path,
+                    "says not how it proves who it is: give it `token_file`, `san` or `service_account`, or `uid` on a \
+                     Unix socket",
                 );
             }
-            Some(ClientCredential::Uid(uid))
-        }
-        (Some(_), Some(_)) => {
-            report.refuse(&path, "has both `token_file` and `uid`: make two clients of it");
             None
         }
-        (None, None) => {
-            let reported = ["token_file", "uid", "san", "token", "secret", "password"];
-            if !reported.iter().any(|key| report.is_broken(&format!("{path}.{key}"))) {
-                report
-                    .refuse(&path, "says not how it proves who it is: give it `token_file`, or `uid` on a Unix socket");
-            }
+        Err(_) => {
+            report.refuse(&path, format_args!("has {}: make a client of each", ways.join(" and ")));
             None
         }
     };
+    if matches!(credential, Some(ClientCredential::Uid(_))) && !on_socket {
+        report.refuse(
+            format_args!("{path}.uid"),
+            "a TCP connection does not tell who is at its other end: use `token_file`, or listen on unix:PATH",
+        );
+    }
     let keysets = raw.keysets.map(|names| client_keysets(&format!("{path}.keysets"), &names, keysets, report));
     if raw.audiences.as_ref().is_some_and(Vec::is_empty) {
         report.refuse(
@@ -180,6 +192,53 @@ fn signer_client(
         );
     }
     Some(SignerClient { name, credential: credential?, keysets, audiences: raw.audiences })
+}
+
+fn san(table: &str, text: &str, report: &mut Report) -> Option<San> {
+    let parsed = San::parse(text);
+    parsed.map_err(|wrong| report.refuse(format_args!("{table}.san"), format_args!("{} {wrong}", quoted(text)))).ok()
+}
+
+fn service_account(table: &str, text: &str, report: &mut Report) -> Option<ClientCredential> {
+    let path = format!("{table}.service_account");
+    let parsed = ServiceAccount::parse(text);
+    parsed
+        .map(ClientCredential::ServiceAccount)
+        .map_err(|wrong| report.refuse(path, format_args!("{} {wrong}", quoted(text))))
+        .ok()
+}
+
+/// Clients that show certificates, and who vouches for these, belong together.
+fn check_client_ca<'a>(
+    table: &str,
+    listener: &Listener,
+    mut clients: impl Iterator<Item = &'a Name>,
+    report: &mut Report,
+) {
+    let ca = format!("{table}.tls.client_ca_file");
+    let given = listener.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+    let broken = report.is_broken(&format!("{table}.tls")) || report.is_broken(&ca);
+    match clients.next() {
+        Some(_) if given || broken => {}
+        Some(name) if matches!(listener.address, Address::Unix { .. }) => report.refuse(
+            format_args!("{table}.client.{name}.san"),
+            "nobody shows a certificate on a Unix socket: listen on an address, with TLS",
+        ),
+        Some(name) => report.refuse(
+            format_args!("{table}.client.{name}.san"),
+            format_args!(
+                "nobody vouches for certificates of clients: add [{table}.tls] with `client_ca_file`, the PEM file of the \
+                 authority that signs them"
+            ),
+        ),
+        None if given && !report.is_broken(&format!("{table}.client")) => report.refuse(
+            ca,
+            format_args!(
+                "vouches for certificates that belong to no client: add a [{table}.client.NAME] with `san`, or leave it out"
+            ),
+        ),
+        None => {}
+    }
 }
 
 fn client_keysets(path: &str, names: &[String], keysets: Option<&HashSet<Name>>, report: &mut Report) -> Vec<Name> {
@@ -215,6 +274,8 @@ fn refuse_shared_credentials(clients: &[SignerClient], report: &mut Report) {
             let key = match client.credential {
                 ClientCredential::TokenFile(_) => "token_file",
                 ClientCredential::Uid(_) => "uid",
+                ClientCredential::San(_) => "san",
+                ClientCredential::ServiceAccount(_) => "service_account",
             };
             report.refuse(
                 format_args!("signer.client.{}.{key}", client.name),
@@ -227,15 +288,29 @@ fn refuse_shared_credentials(clients: &[SignerClient], report: &mut Report) {
 fn admin(raw: raw::Admin, report: &mut Report) -> Option<Admin> {
     let listener = listener("admin", raw.listen, raw.socket_mode, raw.tls, report);
     let given = raw.token.unwrap_or_default().entries;
-    if given.is_empty() && !report.is_broken("admin.token") {
+    let with_certificates = raw.client.unwrap_or_default().entries;
+    let broken = report.is_broken("admin.token") || report.is_broken("admin.client");
+    if given.is_empty() && with_certificates.is_empty() && !broken {
         report.refuse(
             "admin.token",
-            "missing: nobody could log in; add a table [admin.token.NAME] with `role` and `file`, or leave out [admin]",
+            "missing: nobody could log in; add a table [admin.token.NAME] with `role` and `file`, or [admin.client.NAME] \
+             with `role` and `san`, or leave out [admin]",
         );
     }
     let tokens: Vec<_> = given.into_iter().filter_map(|(name, raw)| admin_token(name, raw, report)).collect();
+    let clients: Vec<_> =
+        with_certificates.into_iter().filter_map(|(name, raw)| admin_client(name, raw, report)).collect();
+    refuse_doubles(&tokens, &clients, report);
+    let listener = listener?;
+    check_client_ca("admin", &listener, clients.iter().map(|client| &client.name), report);
+    refuse_plain_text("admin", &listener, report);
+    Some(Admin { listener, tokens, clients, page: raw.page.unwrap_or(true) })
+}
+
+/// The audit log must tell who it was.
+fn refuse_doubles(tokens: &[AdminToken], clients: &[AdminClient], report: &mut Report) {
     let mut owners: HashMap<&SecretSource, &Name> = HashMap::new();
-    for token in &tokens {
+    for token in tokens {
         if let Some(first) = owners.insert(&token.source, &token.name) {
             report.refuse(
                 format_args!("admin.token.{}", token.name),
@@ -243,22 +318,52 @@ fn admin(raw: raw::Admin, report: &mut Report) -> Option<Admin> {
             );
         }
     }
-    let listener = listener?;
-    refuse_plain_text("admin", &listener, report);
-    Some(Admin { listener, tokens })
+    let mut owners: HashMap<&San, &Name> = HashMap::new();
+    for client in clients {
+        if let Some(first) = owners.insert(&client.san, &client.name) {
+            report.refuse(
+                format_args!("admin.client.{}.san", client.name),
+                format_args!("the same as that of admin.client.{first}: the audit log could not tell who it was"),
+            );
+        }
+        if let Some(token) = tokens.iter().find(|token| token.name == client.name)
+            && token.role != client.role
+        {
+            report.refuse(
+                format_args!("admin.client.{}.role", client.name),
+                format_args!(
+                    "is {}, and that of admin.token.{} is {}: one name has one role",
+                    client.role, token.name, token.role
+                ),
+            );
+        }
+    }
+}
+
+fn admin_client(name: Name, raw: raw::AdminClient, report: &mut Report) -> Option<AdminClient> {
+    let path = format!("admin.client.{name}");
+    let role = admin_role(&path, raw.role, report);
+    let example = "name the subject alternative name of the certificate, such as \"spiffe://example.com/alice\"";
+    let text = report.require(format_args!("{path}.san"), raw.san, example);
+    let san = text.and_then(|text| san(&path, &text, report));
+    Some(AdminClient { name, role: role?, san: san? })
+}
+
+fn admin_role(table: &str, role: Option<String>, report: &mut Report) -> Option<Role> {
+    let path = format!("{table}.role");
+    let role = report.require(&path, role, "use \"viewer\" or \"operator\"");
+    choose(&path, role, &[("viewer", Role::Viewer), ("operator", Role::Operator)], report)
 }
 
 fn admin_token(name: Name, raw: raw::AdminToken, report: &mut Report) -> Option<AdminToken> {
     let path = format!("admin.token.{name}");
-    let role = report.require(format_args!("{path}.role"), raw.role, "use \"viewer\" or \"operator\"");
-    let roles = [("viewer", Role::Viewer), ("operator", Role::Operator)];
-    let role = choose(&format!("{path}.role"), role, &roles, report);
+    let role = admin_role(&path, raw.role, report);
     let source = secret(&path, &ADMIN_TOKEN, raw.file, raw.env, report);
     Some(AdminToken { name, role: role?, source: source? })
 }
 
 fn replication(raw: raw::Replication, report: &mut Report) -> Option<Replication> {
-    let listener = listener("replication", raw.listen, raw.socket_mode, raw.tls, report);
+    let listener = listener("replication", raw.listen, raw.socket_mode, raw.tls.map(raw::MutualTls::from), report);
     let given = raw.client.unwrap_or_default().entries;
     if given.is_empty() && !report.is_broken("replication.client") {
         report.refuse(
@@ -290,7 +395,7 @@ fn listener(
     table: &str,
     listen: Option<String>,
     socket_mode: Option<String>,
-    tls: Option<raw::Tls>,
+    tls: Option<raw::MutualTls>,
     report: &mut Report,
 ) -> Option<Listener> {
     let listen_path = format!("{table}.listen");
@@ -321,7 +426,7 @@ fn listener(
     Some(Listener { address, tls })
 }
 
-fn tls_files(table: &str, raw: raw::Tls, report: &mut Report) -> Option<TlsFiles> {
+fn tls_files(table: &str, raw: raw::MutualTls, report: &mut Report) -> Option<TlsFiles> {
     let cert_file = report.require(
         format_args!("{table}.tls.cert_file"),
         raw.cert_file,
@@ -329,7 +434,7 @@ fn tls_files(table: &str, raw: raw::Tls, report: &mut Report) -> Option<TlsFiles
     );
     let key_file =
         report.require(format_args!("{table}.tls.key_file"), raw.key_file, "name the PEM file of the private key");
-    Some(TlsFiles { cert_file: cert_file?, key_file: key_file? })
+    Some(TlsFiles { cert_file: cert_file?, key_file: key_file?, client_ca_file: raw.client_ca_file })
 }
 
 fn parse_mode(table: &str, text: &str, report: &mut Report) -> u32 {

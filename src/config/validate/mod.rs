@@ -3,11 +3,14 @@
 mod aws_kms;
 mod issuers;
 mod keysets;
+mod kubernetes;
 mod listeners;
+mod notices;
 mod publishers;
 mod secrets;
 mod storage;
 mod store;
+mod telemetry;
 mod url;
 
 use std::collections::HashSet;
@@ -37,6 +40,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     let shutdown_delay = at_most("shutdown_delay", raw.shutdown_delay, LONGEST_SHUTDOWN_DELAY, report);
     let aws_kms = aws_kms::validate(raw.backend.unwrap_or_default().aws_kms, report);
     let log = log(raw.log.unwrap_or_default(), report);
+    let telemetry = telemetry::validate(raw.telemetry.unwrap_or_default(), report);
     if role == Some(ProcessRole::Signer) {
         let tables =
             [("issuer", raw.issuer.is_some()), ("defaults", raw.defaults.is_some()), ("keyset", raw.keyset.is_some())];
@@ -50,6 +54,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
     let store = store::validate(raw.store, role, report);
     let seal = storage::seal(raw.seal, report);
     let known = known_keysets(names, role, store.as_ref());
+    let notices = notices::validate(raw.notice, role, known.as_ref(), report);
     let given = listeners::Given {
         public: raw.public,
         signer: raw.signer,
@@ -58,6 +63,7 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
         replication: raw.replication,
     };
     let listeners = listeners::validate(given, role, known.as_ref(), report);
+    let kubernetes = kubernetes::validate(raw.kubernetes, listeners.signer.as_ref(), report);
     if let Some(StoreKind::Upstream(upstream)) = store.as_ref().map(|store| &store.kind)
         && upstream.keysets.is_some()
         && listeners.public.is_some()
@@ -80,13 +86,16 @@ pub(super) fn root(raw: Root, report: &mut Report) -> Validated {
             admin: listeners.admin,
             ops: listeners.ops,
             replication: listeners.replication,
+            kubernetes,
             store,
             seal,
             issuers,
             keysets,
             publishers,
             aws_kms,
+            notices,
             log,
+            telemetry,
             shutdown_delay: shutdown_delay.unwrap_or(Span::ZERO),
         }),
         _ => None,

@@ -1,17 +1,14 @@
 //! Fetching a public document as a verifier would: https, no redirects, no proxy, no credentials, bounded.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AGE, CACHE_CONTROL, HeaderMap, HeaderName};
 use tokio::sync::OnceCell;
 
-use crate::config::is_link_local;
 use crate::keyring::publication::CacheHeaders;
-use crate::outbound::{self, BodyError};
+use crate::outbound::{self, BodyError, NotLinkLocal};
 
 /// How long one fetch may take (Nimbus gives a JWKS 500 ms; a probe is more patient).
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,22 +86,4 @@ impl Fetch for HttpsFetch {
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
     (!values.is_empty()).then(|| values.join(", "))
-}
-
-/// Resolves names to addresses beyond this network segment, so that a name cannot lead a probe to the credentials that
-/// clouds serve there. Addresses in the configuration are checked by its validation.
-pub(super) struct NotLinkLocal;
-
-impl Resolve for NotLinkLocal {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| !is_link_local(address.ip())).collect();
-            if allowed.is_empty() {
-                return Err(format!("{} has no address that a probe may ask", name.as_str()).into());
-            }
-            let addresses: Addrs = Box::new(allowed.into_iter());
-            Ok(addresses)
-        })
-    }
 }

@@ -399,7 +399,7 @@ mod tests {
     #[tokio::test]
     async fn names_do_not_lead_to_link_local_addresses() {
         use reqwest::dns::Resolve as _;
-        let resolve = |name: &str| fetch::NotLinkLocal.resolve(name.parse().unwrap());
+        let resolve = |name: &str| crate::outbound::NotLinkLocal.resolve(name.parse().unwrap());
         assert!(resolve("localhost").await.is_ok());
         // An address resolves to itself.
         assert!(resolve("169.254.169.254").await.is_err());

@@ -261,7 +261,13 @@ impl Copied {
     async fn of(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let names = store.keysets().await?;
         let keyrings = names.iter().cloned().flat_map(|name| [Document::Keyring(name.clone()), Document::Seen(name)]);
-        let single = [Document::Initialising, Document::Installation, Document::SeenInstallation, Document::Alive];
+        let single = [
+            Document::Initialising,
+            Document::Installation,
+            Document::SeenInstallation,
+            Document::Alive,
+            Document::Notices,
+        ];
         let (mut documents, memory) = (BTreeMap::new(), MemoryStore::new());
         for document in single.into_iter().chain(keyrings) {
             if let Some(bytes) = store.read(&document).await? {
@@ -274,7 +280,10 @@ impl Copied {
 
     fn shared_digests(&self) -> BTreeMap<Document, Digest> {
         let shared = self.records();
-        shared.map(|(document, bytes)| (document.clone(), Digest::of(bytes))).collect()
+        shared
+            .filter(|(document, _)| **document != Document::Notices)
+            .map(|(document, bytes)| (document.clone(), Digest::of(bytes)))
+            .collect()
     }
 
     fn records(&self) -> impl Iterator<Item = (&Document, &Vec<u8>)> {

@@ -36,6 +36,7 @@ use super::shared::SharedStore;
 use super::{Digest, Document, Store, StoreError, overwrite};
 use crate::keyring::change::SYSTEM;
 use crate::keyring::name::Name;
+use crate::keyring::notice::Book;
 use crate::keyring::record::{Journal, Keyring};
 use crate::keyring::time::{Span, Timestamp};
 use crate::random;
@@ -45,6 +46,7 @@ use crate::seal::data_keys::DataKeys;
 /// The name of documents that exist once: their kind's.
 const INSTALLATION: &str = Kind::Installation.as_str();
 const ALIVE: &str = Kind::Alive.as_str();
+const NOTICES: &str = Kind::Notices.as_str();
 
 /// How often a change of the installation is made again because another replica was faster.
 const RACES_MAX: u32 = 32;
@@ -388,6 +390,32 @@ impl Ledger {
         let header = Header { kind: Kind::Alive, name: ALIVE, lineage: "", generation: 0, previous: None };
         let bytes = seal_record(&location, &header, alive, &self.keys)?;
         Ok(overwrite(self.store.as_ref(), &Document::Alive, &bytes).await?)
+    }
+
+    /// What receivers of notices have heard, with the digest that the next write expects.
+    pub async fn read_notices(&self) -> Result<Option<(Book, Digest)>, LedgerError> {
+        let location = self.store.locate(&Document::Notices);
+        let Some(bytes) = self.store.read(&Document::Notices).await? else { return Ok(None) };
+        let record = open_record(&location, &bytes, Kind::Notices, NOTICES, &self.keys)?;
+        Ok(Some((record.body(&location)?, Digest::of(&bytes))))
+    }
+
+    /// Replaces it where it has the digest `expected`; returns the new one.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where another manager wrote it meanwhile.
+    pub async fn write_notices(&self, book: &Book, expected: Option<Digest>) -> Result<Digest, LedgerError> {
+        let location = self.store.locate(&Document::Notices);
+        let header = Header { kind: Kind::Notices, name: NOTICES, lineage: "", generation: 0, previous: None };
+        let bytes = seal_record(&location, &header, book, &self.keys)?;
+        self.store.replace(&Document::Notices, expected, &bytes).await?;
+        Ok(Digest::of(&bytes))
+    }
+
+    /// Begins anew with it, whatever is stored.
+    pub async fn renew_notices(&self, book: &Book) -> Result<Digest, LedgerError> {
+        let stored = self.store.read(&Document::Notices).await?.map(|bytes| Digest::of(&bytes));
+        self.write_notices(book, stored).await
     }
 
     async fn load_with_data_key(

@@ -139,6 +139,9 @@ impl Ledger {
     async fn reseal_marks(&self) -> Result<(), LedgerError> {
         let stored = self.installation.load_full();
         SeenMark::of_installation(self.store.as_ref(), &self.keys).write(&stored.position).await?;
+        if let Some((book, digest)) = self.read_notices().await? {
+            self.write_notices(&book, Some(digest)).await?;
+        }
         match self.read_alive().await? {
             Some(alive) => self.write_alive(&alive).await,
             None => Ok(self.store.remove(&Document::Alive).await?),

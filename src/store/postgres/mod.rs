@@ -329,6 +329,7 @@ fn row(document: &Document) -> Option<String> {
     match document {
         Document::Initialising => Some("initialising".to_owned()),
         Document::Installation => Some("installation".to_owned()),
+        Document::Notices => Some("notices".to_owned()),
         Document::Keyring(name) => Some(format!("{KEYRING}{name}")),
         Document::Seen(_) | Document::SeenInstallation | Document::Alive => None,
     }
@@ -338,6 +339,7 @@ fn document(row: &str) -> Option<Document> {
     match row {
         "initialising" => Some(Document::Initialising),
         "installation" => Some(Document::Installation),
+        "notices" => Some(Document::Notices),
         _ => Name::parse(row.strip_prefix(KEYRING)?).ok().map(Document::Keyring),
     }
 }

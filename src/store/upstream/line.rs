@@ -15,6 +15,7 @@ use super::{Token, UpstreamSettings};
 use crate::config::{Secret, SecretError};
 use crate::outbound;
 use crate::random;
+use crate::telemetry::traces;
 
 /// After the first failure a replica waits for up to this long, after further ones longer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -185,6 +186,9 @@ impl Line {
         let timeout = request.patience + self.settings.answer_timeout.to_std();
         let mut sent = self.http.request(request.method.clone(), request.url.clone()).timeout(timeout);
         sent = sent.headers(request.headers.clone()).header(AUTHORIZATION, bearer);
+        if let Some(parent) = traces::outgoing() {
+            sent = sent.header("traceparent", parent.to_string());
+        }
         if let Some(body) = &request.body {
             sent = sent.header(CONTENT_TYPE, "application/json").body(body.clone());
         }

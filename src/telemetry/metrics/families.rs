@@ -9,8 +9,8 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::exposition::{Exposition, Page};
 use super::labels::{
-    Alarm, BackendOperation, BackendOutcome, JwksCode, RotationFailureReason, RotationStep, RotationTrigger,
-    SignRejection, SigningFailure,
+    Alarm, BackendOperation, BackendOutcome, JwksCode, NoticeOutcome, RotationFailureReason, RotationStep,
+    RotationTrigger, SignRejection, SigningFailure,
 };
 use super::{BackendSeries, IssuerSeries, KeysetSeries, Series, SigningLane, read};
 use crate::keyring::algorithm::Algorithm;
@@ -247,10 +247,36 @@ fn daemon(page: &mut Page<'_>, series: &Series) -> fmt::Result {
     page.counter("jwksd_admin_auth_failures_total", "Logins to the admin listener that failed", |family| {
         family.integer(&[], series.admin_auth_failures.load(Relaxed))
     })?;
+    let help = "Notices that receivers took, attempts that failed, and notices that were given up";
+    page.counter("jwksd_notices_total", help, |family| {
+        NoticeOutcome::ALL.iter().try_for_each(|outcome| {
+            family.integer(&[("outcome", outcome.as_str())], series.notices[outcome.index()].load(Relaxed))
+        })
+    })?;
+    let help = "When the oldest notice that waits to be delivered became due, 0 when none waits";
+    page.gauge("jwksd_notices_oldest_timestamp_seconds", help, |family| {
+        family.seconds(&[], seconds(&series.notices_oldest_millis))
+    })?;
     let help = "Whether the configuration on disk, when last read, was valid and is in force";
     page.gauge("jwksd_config_last_reload_successful", help, |family| {
         family.integer(&[], series.config_last_reload_successful.load(Relaxed))
     })?;
+    let certificates = read(&series.certificates).clone();
+    if !certificates.is_empty() {
+        let help = "When the certificate that a listener shows expires";
+        page.gauge("jwksd_certificate_expiry_timestamp_seconds", help, |family| {
+            certificates.iter().try_for_each(|(listener, at)| {
+                family.seconds(&[("listener", listener)], at.as_millis() as f64 / 1000.0)
+            })
+        })?;
+    }
+    let cluster_keys = *read(&series.cluster_keys);
+    if let Some(at) = cluster_keys {
+        let help = "When the API server last served the keys that verify service accounts, 0 before the first time";
+        page.gauge("jwksd_cluster_keys_confirmed_timestamp_seconds", help, |family| {
+            family.seconds(&[], at.as_millis() as f64 / 1000.0)
+        })?;
+    }
     page.gauge("jwksd_clock_frozen", "Whether transitions wait because the clock cannot be trusted", |family| {
         family.integer(&[], series.clock_frozen.load(Relaxed))
     })?;

@@ -190,6 +190,18 @@ label_values! {
     }
 }
 
+label_values! {
+    /// How it went with notices to receivers.
+    NoticeOutcome {
+        /// The receiver took it.
+        Delivered => "delivered",
+        /// An attempt failed.
+        Failed => "failed",
+        /// It was given up, or left the journal untold.
+        Dropped => "dropped",
+    }
+}
+
 // Alarms are decided by the core, which names them.
 pub use crate::keyring::outlook::Alarm;
 
