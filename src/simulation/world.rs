@@ -337,7 +337,7 @@ impl<'a, R: Rules> World<'a, R> {
         if !confirmed && it.up {
             let next = [signs_until, answers_until].into_iter().filter(|at| *at >= self.now).min();
             if let Some(at) = next {
-                self.look_at(replica, at + 1);
+                self.look_at(replica, at.saturating_add(1));
             }
         }
         let active = self.replicas[replica].view.as_ref().and_then(|view| view.active()).map(|key| key.serial);
