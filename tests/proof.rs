@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
 use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::change::Change;
+use jwksd::keyring::decide::{Decision, Refusal, Request, decide};
 use jwksd::keyring::name::Name;
+use jwksd::keyring::plan::{Desired, Facts, Plan, plan};
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::record::{Key, KeyState, Keyring};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::keyring::timing::{self, Severity};
 use jwksd::simulation::random::Random;
-use jwksd::simulation::rules::Ours;
+use jwksd::simulation::rules::{Ours, Rules};
 use jwksd::simulation::{Caching, Faults, Reality, Report, Scenario, play};
 
 fn span(random: &mut Random, low: i64, high: i64) -> Span {
@@ -89,7 +93,7 @@ fn declared(policy: &Policy, replicas: usize) -> Reality {
         replicas,
         skew: policy.rotation.clock_skew,
         lag: policy.rotation.publish_lag,
-        layers: policy.issuer.caches.iter().copied().sum(),
+        layers: policy.issuer.cache_span(),
         verifiers,
         tokens: 12,
         faults: Faults::ALL,
@@ -114,31 +118,221 @@ fn scenario(seed: u64) -> Option<Scenario> {
         policies: vec![policy],
         reality,
         begins: Timestamp::from_secs(1_800_000_000),
-        lasts: every.times(200),
+        lasts: every.times(100),
         seed,
     })
 }
 
+/// How many scenarios the first test plays.
+const SCENARIOS: u64 = 120;
+
+/// Within so many seeds every flaw has to be found.
+const SEEDS: u64 = 60;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} = {text} is not a number")))
+}
+
+/// Whether a run shows that a promise was broken.
+fn is_broken(report: &Report) -> bool {
+    report.rejected > 0 || report.misused > 0
+}
+
+/// `JWKSD_PROOF_SCENARIOS` plays more, `JWKSD_PROOF_SEED` one again.
 #[test]
 fn what_is_accepted_rejects_no_live_token() {
-    let (mut played, mut rotations, mut presented) = (0, 0, 0);
-    let begin = std::time::Instant::now();
-    for seed in 1.. {
-        let Some(scenario) = scenario(seed) else { continue };
-        let report = play(&scenario, &Ours, |_| ());
-        if let Some(incident) = &report.incident {
-            panic!("seed {seed}: {incident:#?}\n{:#?}\n{:#?}\n{}", scenario.policies[0].rotation, scenario.reality, report.story.join("\n"));
+    let (only, wanted) = (number("JWKSD_PROOF_SEED"), number("JWKSD_PROOF_SCENARIOS").unwrap_or(SCENARIOS));
+    let (mut played, mut presented) = (0, 0);
+    let mut seed = only.unwrap_or(1);
+    while played < wanted {
+        if let Some(scenario) = scenario(seed) {
+            let report = play(&scenario, &Ours, |_| ());
+            assert!(
+                !is_broken(&report),
+                "JWKSD_PROOF_SEED={seed}\n{:#?}\n{:#?}\n{:#?}\n{}",
+                report.incident,
+                scenario.policies[0].rotation,
+                scenario.reality,
+                report.story.join("\n")
+            );
+            assert!(report.early.iter().chain(&report.late).all(|margin| margin.millis >= 0), "seed {seed}: {report:#?}");
+            presented += report.presented;
+            played += 1;
         }
-        played += 1;
-        rotations += report.rotations;
-        presented += report.presented;
-        if played == 40 {
-            println!("{played} {rotations} {presented} {:?}", begin.elapsed());
-            println!("{:?} {:?}", report.early, report.late);
+        if only.is_some() {
             return;
         }
+        seed += 1;
+    }
+    println!("{played} scenarios, {presented} live tokens shown");
+    assert!(presented > 1_000 * played, "{presented} presentations are too few to say anything");
+}
+
+/// The first seed whose run fails, of scenarios that `change` was made to.
+fn found(rules: &impl Rules, change: impl Fn(&mut Scenario)) -> Option<u64> {
+    let mut scenarios = (1..=SEEDS).filter_map(|seed| Some((seed, scenario(seed)?)));
+    scenarios.find_map(|(seed, mut scenario)| {
+        change(&mut scenario);
+        is_broken(&play(&scenario, rules, |_| ())).then_some(seed)
+    })
+}
+
+/// A planner that sees another keyring than there is.
+struct Misled<F>(F);
+
+impl<F: Fn(&mut Keyring)> Rules for Misled<F> {
+    fn plan(&self, keyring: &Keyring, facts: &Facts<'_>) -> Plan {
+        let mut seen = keyring.clone();
+        (self.0)(&mut seen);
+        let policy = seen.policy.clone();
+        plan(&seen, &Facts { desired: Desired::Policy(&policy), ..facts.clone() })
+    }
+
+    fn after(&self, keyring: &Keyring, change: &Change, now: Timestamp) -> Keyring {
+        keyring.after(change, now)
+    }
+
+    fn decide(&self, keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result<Decision, Refusal> {
+        decide(keyring, facts, request)
     }
 }
 
-#[allow(dead_code)]
-fn unused(_: Report) {}
+/// Writes something else than was decided.
+struct Miswritten<F, G> {
+    after: F,
+    decided: G,
+}
+
+impl<F: Fn(&Change, &mut Keyring), G: Fn(&Keyring, &mut Keyring)> Rules for Miswritten<F, G> {
+    fn plan(&self, keyring: &Keyring, facts: &Facts<'_>) -> Plan {
+        plan(keyring, facts)
+    }
+
+    fn after(&self, keyring: &Keyring, change: &Change, now: Timestamp) -> Keyring {
+        let mut next = keyring.after(change, now);
+        (self.after)(change, &mut next);
+        next
+    }
+
+    fn decide(&self, keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result<Decision, Refusal> {
+        let mut decision = decide(keyring, facts, request)?;
+        if let Decision::Write { next, .. } = &mut decision {
+            (self.decided)(keyring, next);
+        }
+        Ok(decision)
+    }
+}
+
+fn halved(span: Span) -> Span {
+    Span::from_millis(span.as_millis() / 2)
+}
+
+#[test]
+fn a_promotion_before_propagation_is_found() {
+    let early = Misled(|keyring: &mut Keyring| {
+        keyring.policy.rotation.propagation = halved(keyring.policy.rotation.propagation);
+        keyring.policy.rotation.schedule = Schedule::Every(keyring.policy.rotation.propagation + Span::SECOND);
+    });
+    assert!(found(&early, |_| ()).is_some());
+}
+
+#[test]
+fn a_removal_before_the_overlap_has_passed_is_found() {
+    let early = Misled(|keyring: &mut Keyring| {
+        for key in &mut keyring.keys {
+            (key.ttl_bound, key.overlap_bound) = (halved(key.ttl_bound), Span::ZERO);
+        }
+    });
+    assert!(found(&early, |_| ()).is_some());
+}
+
+#[test]
+fn an_overlap_that_counts_from_the_creation_of_the_key_is_found() {
+    let early = Misled(|keyring: &mut Keyring| {
+        for key in &mut keyring.keys {
+            key.stopped_at = key.stopped_at.map(|_| key.created_at);
+        }
+    });
+    assert!(found(&early, |_| ()).is_some());
+}
+
+#[test]
+fn a_bound_that_is_forgotten_when_max_ttl_is_lowered_is_found() {
+    let forgetful = Miswritten {
+        after: |change: &Change, next: &mut Keyring| {
+            if let Change::AdoptPolicy(policy) = change {
+                for key in &mut next.keys {
+                    (key.ttl_bound, key.overlap_bound) = (policy.tokens.max_ttl, policy.overlap());
+                }
+            }
+        },
+        decided: |_: &Keyring, _: &mut Keyring| (),
+    };
+    let lowered = |scenario: &mut Scenario| {
+        let mut policy = scenario.policies[0].clone();
+        policy.tokens.max_ttl = Span::SECOND;
+        policy.tokens.default_ttl = Span::SECOND;
+        scenario.policies.push(policy);
+    };
+    assert!(found(&forgetful, lowered).is_some());
+    assert_eq!(found(&Ours, lowered), None, "the daemon's own rules remember");
+}
+
+#[test]
+fn a_revoked_key_that_signs_on_is_found() {
+    let deaf = Miswritten {
+        after: |_: &Change, _: &mut Keyring| (),
+        decided: |before: &Keyring, next: &mut Keyring| {
+            // The answer says revoked, the record does not.
+            let revoked = |key: &&Key| next.key(key.serial).is_some_and(|key| key.state == KeyState::Revoked);
+            if before.keys.iter().any(|key| key.state == KeyState::Active && revoked(&key)) {
+                next.keys.clone_from(&before.keys);
+            }
+        },
+    };
+    assert!(found(&deaf, |_| ()).is_some());
+}
+
+#[test]
+fn what_is_true_but_not_declared_is_found() {
+    let hours = Span::HOUR.times(2);
+    assert!(found(&Ours, |scenario| scenario.reality.layers = scenario.reality.layers + hours).is_some(), "a layer");
+    let slower = |scenario: &mut Scenario| {
+        scenario.reality.verifiers.push(Caching { name: "slower".to_owned(), sees_new: hours.times(2) });
+    };
+    assert!(found(&Ours, slower).is_some(), "a slower verifier");
+    assert!(found(&Ours, |scenario| scenario.reality.skew = hours).is_some(), "clocks");
+    let lag = |scenario: &mut Scenario| {
+        if scenario.reality.replicas > 1 {
+            scenario.reality.lag = hours;
+        }
+    };
+    assert!(found(&Ours, lag).is_some(), "late replicas");
+}
+
+/// What `check` refuses is refused for a reason: one second less than it asks for fails where several write, because the
+/// clocks of two managers may eat up all of σ. A single writer measures the wait with one clock, so it has all of σ to spare.
+#[test]
+fn one_second_less_than_is_asked_for_fails_or_lies_within_the_difference_of_clocks() {
+    let short = |scenario: &mut Scenario| {
+        let policy = &mut scenario.policies[0];
+        policy.rotation.propagation = policy.visibility_window().saturating_sub(Span::SECOND);
+        policy.rotation.schedule = Schedule::Every(policy.rotation.propagation + Span::SECOND);
+        assert!(!is_accepted(policy));
+    };
+    let shared = |scenario: &mut Scenario| {
+        short(scenario);
+        if scenario.reality.replicas == 1 {
+            scenario.lasts = Span::ZERO;
+        }
+    };
+    assert!(found(&Ours, shared).is_some(), "several that write");
+    let single = |scenario: &mut Scenario| {
+        short(scenario);
+        if scenario.reality.replicas > 1 || scenario.reality.skew < Span::SECOND {
+            scenario.lasts = Span::ZERO;
+        }
+    };
+    assert_eq!(found(&Ours, single), None, "one that writes");
+}

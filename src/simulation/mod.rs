@@ -4,6 +4,7 @@
 //! What decides is the keyring's own code ([`rules`]). What judges is not: a token is rejected when the document that its
 //! verifier holds has no such key, which follows from what was served when ([`served`]) and how long caches hold it.
 
+mod advice;
 pub mod random;
 mod replica;
 mod report;
@@ -12,6 +13,7 @@ pub mod served;
 mod verifying;
 mod world;
 
+pub use advice::{Advice, advise};
 pub use report::{Incident, Margin, Report};
 pub use verifying::Caching;
 pub use world::play;
@@ -61,6 +63,13 @@ pub struct Faults {
     pub backend: bool,
     /// Operators rotate, roll back, hold, resume and revoke.
     pub operators: bool,
+}
+
+impl Reality {
+    /// The one that takes longest to see a new key.
+    pub fn slowest(&self) -> Option<&Caching> {
+        self.verifiers.iter().max_by_key(|verifier| verifier.sees_new)
+    }
 }
 
 impl Faults {

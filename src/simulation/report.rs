@@ -14,15 +14,15 @@ pub struct Report {
     /// Tokens that were shown to a verifier while they were live, of keys that were not revoked.
     pub presented: u64,
     pub rejected: u64,
-    /// The first rejection.
+    /// The rejection that missed by most.
     pub incident: Option<Incident>,
     /// The closest that a new key came to being asked for too early, and a former one to being removed too early.
     pub early: Option<Margin>,
     pub late: Option<Margin>,
+    /// Signatures by keys that the replica knew an operator had revoked.
+    pub misused: u64,
     /// What happened last, one line each, up to the incident.
     pub story: Vec<String>,
-    /// For how long no replica could sign although all was well: milliseconds.
-    pub silent: Moment,
 }
 
 /// A live token that a verifier rejected.
@@ -37,31 +37,27 @@ pub struct Incident {
     /// When the key was first served, and when it was served last.
     pub served_from: Option<Timestamp>,
     pub served_until: Option<Timestamp>,
+    pub(super) is_early: bool,
+    pub(super) missed_by: Span,
 }
 
 impl Incident {
     /// Whether the verifier did not know the key yet, rather than not any more.
     pub fn is_early(&self) -> bool {
-        match (self.document_of, self.served_until) {
-            (Some(of), Some(until)) => of < until,
-            _ => true,
-        }
+        self.is_early
     }
 
     /// By how much the verifier's document was too old, or the removal too early.
     pub fn missed_by(&self) -> Span {
-        match (self.is_early(), self.document_of, self.served_from, self.served_until) {
-            (true, Some(of), Some(from), _) => from.since(of),
-            (false, Some(of), _, Some(until)) => of.since(until),
-            _ => Span::ZERO,
-        }
+        self.missed_by
     }
 }
 
 /// How much more it would have taken for a rejection.
 #[derive(Clone, Debug)]
 pub struct Margin {
-    pub span: Span,
+    /// Milliseconds; negative where only chance kept a token from being rejected.
+    pub millis: Moment,
     pub at: Timestamp,
     pub verifier: String,
     pub key: Serial,

@@ -34,26 +34,38 @@ impl Stretches {
         }
     }
 
+    /// How many stretches begin at `at` or before: they are in order, and none overlaps the next.
+    fn begun(&self, at: Moment) -> usize {
+        self.0.partition_point(|stretch| stretch.from <= at)
+    }
+
+    /// The stretch that `at` lies in.
+    fn around(&self, at: Moment) -> Option<Stretch> {
+        self.0[..self.begun(at)].last().copied().filter(|stretch| at < stretch.to)
+    }
+
     fn contains(&self, at: Moment) -> bool {
-        self.0.iter().rev().any(|stretch| stretch.from <= at && at < stretch.to)
+        self.around(at).is_some()
     }
 
     /// The first moment from `at` on that lies in a stretch.
     fn next(&self, at: Moment) -> Option<Moment> {
-        let later = self.0.iter().filter(|stretch| stretch.to > at && stretch.to > stretch.from);
-        later.map(|stretch| stretch.from.max(at)).min()
+        let later = || self.0[self.begun(at)..].iter().find(|stretch| stretch.to > stretch.from);
+        if self.contains(at) { Some(at) } else { later().map(|stretch| stretch.from) }
     }
 
     /// The last moment before `at` that lies in a stretch.
     fn last_before(&self, at: Moment) -> Option<Moment> {
-        let earlier = self.0.iter().filter(|stretch| stretch.from < at && stretch.to > stretch.from);
-        earlier.map(|stretch| stretch.to.min(at) - 1).max()
+        let earlier = &self.0[..self.0.partition_point(|stretch| stretch.from < at)];
+        earlier.iter().rev().find(|stretch| stretch.to > stretch.from).map(|stretch| stretch.to.min(at) - 1)
     }
 
     fn forget_before(&mut self, at: Moment) {
         let keep = self.0.iter().position(|stretch| stretch.to > at).unwrap_or(self.0.len());
         // One more, so that it is known what came last before a long outage.
-        self.0.drain(..keep.saturating_sub(1));
+        if keep > 1 {
+            self.0.drain(..keep - 1);
+        }
     }
 }
 
@@ -122,6 +134,25 @@ impl Served {
 
     pub fn contains(&self, document: Document, key: u64) -> bool {
         self.shown.get(&key).is_some_and(|shown| shown[document.replica].contains(document.of))
+    }
+
+    /// Since when every replica that answers at `now` has shown a key; `None` where none answers or one
+    /// lacks it.
+    pub fn shown_by_all_since(&self, key: u64, now: Moment) -> Option<Moment> {
+        let shown = self.shown.get(&key)?;
+        let answering = (0..self.answering.len()).filter(|replica| self.answering[*replica].contains(now));
+        let since = answering.map(|replica| shown[replica].around(now).map(|stretch| stretch.from));
+        since.reduce(|first, other| Some(first?.max(other?))).flatten()
+    }
+
+    /// Why a document lacks a key, and by how much: it was rendered before its replica showed the key (`true`), or after.
+    pub fn lack(&self, document: Document, key: u64, now: Moment) -> (bool, Moment) {
+        let shown = self.shown.get(&key).map(|shown| &shown[document.replica]);
+        let ended = shown.and_then(|shown| shown.last_before(document.of));
+        match ended {
+            Some(last) => (false, document.of - last),
+            None => (true, shown.and_then(|shown| shown.next(document.of)).unwrap_or(now) - document.of),
+        }
     }
 
     /// When a key was first shown by any replica, and last.

@@ -1,7 +1,7 @@
 //! The world of a simulation: events in the order of time.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use super::random::Random;
@@ -12,12 +12,12 @@ use super::served::{Document, Moment, Served};
 use super::verifying::{Life, Presentation};
 use super::{Reality, Scenario};
 use crate::keyring::algorithm::Algorithm;
-use crate::keyring::change::{Change, NewKey};
+use crate::keyring::change::{Change, NewKey, Trigger};
 use crate::keyring::decide::{Decision, Intent, Request};
 use crate::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use crate::keyring::plan::{SlowStep, Step};
 use crate::keyring::policy::Policy;
-use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
+use crate::keyring::record::{Journal, KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
 
 /// Steps that any situation may need at one instant; far below what an endless loop takes.
@@ -26,11 +26,16 @@ const STEPS_MAX: usize = 100;
 /// How many lines of the story are kept.
 const STORY_MAX: usize = 30;
 
+/// About how many faults there are at most: they are further apart where the span is long.
+const FAULTS_MAX: i64 = 20_000;
+
 /// How often what nobody asks for any more is dropped: after so many events.
 const FORGET_EVERY: u64 = 4096;
 
 enum Event {
     Look { replica: usize },
+    /// A replica may have to stop signing or answering.
+    Limit { replica: usize },
     Present(Presentation),
     Fault,
     Return { replica: usize },
@@ -83,21 +88,28 @@ struct World<'a, R> {
     served: Served,
     /// Clocks of verifiers, in milliseconds ahead.
     clocks: Vec<i64>,
-    revoked: Vec<Serial>,
-    /// The last moment at which a watched token of each key is live.
-    last_live: BTreeMap<Serial, Moment>,
+    /// Which keys the record says each replica shows; whether it answers is another matter.
+    shown: Vec<BTreeSet<Serial>>,
+    /// Keys that an operator revoked, and in which generation.
+    revoked: BTreeMap<Serial, u64>,
+    /// Keys whose tokens nobody promised anything: revoked ones, and those that had to sign before everyone knew them.
+    excused: BTreeSet<Serial>,
+    /// The last moment at which a watched token of each key is live, and for which verifier.
+    last_live: BTreeMap<Serial, (Moment, usize)>,
+    /// The longest wait between faults that keeps their number bounded.
+    pause: i64,
     ever_served: bool,
     story: VecDeque<String>,
     report: Report,
 }
 
-/// Plays a scenario to its end, or until a live token is rejected. `progress` is told how far it is, from 0 to 1.
+/// Plays a scenario to its end. `progress` is told how far it is, from 0 to 1.
 pub fn play<R: Rules>(scenario: &Scenario, rules: &R, mut progress: impl FnMut(f64)) -> Report {
     let mut world = World::new(scenario, rules);
     let (begin, end) = (world.now, world.now + scenario.lasts.as_millis());
     let mut events = 0u64;
     while let Some(Queued { at, event, .. }) = world.queue.pop() {
-        if at > end || world.report.incident.is_some() {
+        if at > end {
             break;
         }
         world.now = at;
@@ -108,7 +120,9 @@ pub fn play<R: Rules>(scenario: &Scenario, rules: &R, mut progress: impl FnMut(f
             progress((at - begin) as f64 / (end - begin).max(1) as f64);
         }
     }
-    world.report.story = world.story.into();
+    if world.report.incident.is_none() {
+        world.report.story = world.story.into();
+    }
     world.report
 }
 
@@ -137,7 +151,10 @@ impl<'a, R: Rules> World<'a, R> {
             served: Served::new(replicas.len()),
             replicas,
             clocks,
-            revoked: Vec::new(),
+            shown: vec![BTreeSet::new(); reality.replicas],
+            revoked: BTreeMap::new(),
+            excused: BTreeSet::new(),
+            pause: scenario.lasts.as_millis() / FAULTS_MAX,
             last_live: BTreeMap::new(),
             ever_served: false,
             story: VecDeque::new(),
@@ -163,6 +180,7 @@ impl<'a, R: Rules> World<'a, R> {
                     self.look(replica);
                 }
             }
+            Event::Limit { replica } => self.limit(replica),
             Event::Present(presentation) => self.judge(presentation),
             Event::Fault => {
                 self.fault();
@@ -198,11 +216,20 @@ impl<'a, R: Rules> World<'a, R> {
         it.up && it.linked && self.store_up
     }
 
-    /// A file store is always confirmed, and so is who reaches a shared one.
+    /// A file store is always confirmed, and so is who reaches a shared one and has what is stored there.
+    fn is_confirmed(&self, replica: usize) -> bool {
+        let current = |view: &Arc<Keyring>| view.generation == self.store.generation;
+        self.replicas.len() == 1 || self.reaches(replica) && self.replicas[replica].view.as_ref().is_some_and(current)
+    }
+
     fn confirm(&mut self, replica: usize) {
-        if self.replicas.len() == 1 || self.reaches(replica) {
+        if self.is_confirmed(replica) {
             self.replicas[replica].confirmed = self.now;
         }
+    }
+
+    fn confirm_all(&mut self) {
+        (0..self.replicas.len()).for_each(|replica| self.confirm(replica));
     }
 
     fn look_at(&mut self, replica: usize, at: Moment) {
@@ -263,8 +290,11 @@ impl<'a, R: Rules> World<'a, R> {
     }
 
     fn write(&mut self, replica: usize, change: &Change, clock: Timestamp) {
-        if matches!(change, Change::Promote { .. }) {
-            self.report.rotations += 1;
+        if let Change::Promote { serial, trigger, unpropagated } = change {
+            self.report.rotations += u64::from(*trigger != Trigger::First);
+            if *unpropagated && *trigger != Trigger::First {
+                self.excused.insert(*serial); // Nothing else was left after a revocation.
+            }
         }
         let next = self.rules.after(&self.store, change, clock);
         self.tell(|| match change {
@@ -275,13 +305,18 @@ impl<'a, R: Rules> World<'a, R> {
         self.store_next(replica, next);
     }
 
-    fn store_next(&mut self, replica: usize, next: Keyring) {
+    fn store_next(&mut self, replica: usize, mut next: Keyring) {
+        self.confirm_all();
+        // History takes time to copy and decides nothing.
+        next.journal = Journal::default();
+        next.keys.retain(|key| key.private.is_some() || key.state.is_published());
         self.store = Arc::new(next);
         self.take(replica, self.store.clone());
         let lag = self.scenario.reality.lag.as_millis();
         for other in (0..self.replicas.len()).filter(|other| *other != replica) {
             let after = self.random.extreme(lag);
             self.look_at(other, self.now + after);
+            self.limit(other);
         }
     }
 
@@ -291,35 +326,29 @@ impl<'a, R: Rules> World<'a, R> {
         if it.view.as_ref().is_some_and(|view| view.generation == keyring.generation) {
             return self.limit(replica);
         }
-        let before: Vec<Serial> = it.view.iter().flat_map(|view| view.published()).map(|key| key.serial).collect();
         it.take(keyring.clone(), self.now);
-        for key in &keyring.keys {
-            if key.state.is_published() {
-                self.served.shows(replica, key.serial, self.now);
-                self.ever_served = true;
-            } else if before.contains(&key.serial) {
-                self.hide(replica, key.serial);
-            }
-            if key.state == KeyState::Revoked && !self.revoked.contains(&key.serial) {
-                self.revoked.push(key.serial);
-            }
+        let shown: BTreeSet<Serial> = keyring.published().map(|key| key.serial).collect();
+        self.ever_served |= !shown.is_empty();
+        for key in &shown {
+            self.served.shows(replica, *key, self.now);
         }
-        for gone in before.into_iter().filter(|serial| keyring.key(*serial).is_none()) {
-            self.hide(replica, gone);
+        let before = std::mem::replace(&mut self.shown[replica], shown);
+        for gone in before.difference(&self.shown[replica].clone()) {
+            self.hide(replica, *gone);
         }
         self.limit(replica);
     }
 
     fn hide(&mut self, replica: usize, key: Serial) {
         self.served.hides(replica, key, self.now);
-        if self.revoked.contains(&key) || self.store.key(key).is_some_and(|key| key.state == KeyState::Revoked) {
+        if self.excused.contains(&key) {
             return;
         }
-        if let Some(last) = self.last_live.get(&key) {
+        if let Some((last, verifier)) = self.last_live.get(&key) {
             let margin = Margin {
-                span: Span::from_millis(self.now - last),
+                millis: self.now - last,
                 at: Timestamp::from_millis(self.now),
-                verifier: String::new(),
+                verifier: self.scenario.reality.verifiers[*verifier].name.clone(),
                 key,
             };
             keep_least(&mut self.report.late, margin);
@@ -330,14 +359,14 @@ impl<'a, R: Rules> World<'a, R> {
     fn limit(&mut self, replica: usize) {
         self.confirm(replica);
         let it = &self.replicas[replica];
-        let confirmed = self.replicas.len() == 1 || self.reaches(replica);
+        let confirmed = self.is_confirmed(replica);
         let (signs_until, answers_until) = (it.signs_until(), it.answers_until());
         let may_sign = it.up && (confirmed || self.now <= signs_until);
         let may_answer = it.up && it.view.is_some() && (confirmed || self.now <= answers_until);
         if !confirmed && it.up {
             let next = [signs_until, answers_until].into_iter().filter(|at| *at >= self.now).min();
             if let Some(at) = next {
-                self.look_at(replica, at.saturating_add(1));
+                self.push(at.saturating_add(1), Event::Limit { replica });
             }
         }
         let active = self.replicas[replica].view.as_ref().and_then(|view| view.active()).map(|key| key.serial);
@@ -351,9 +380,22 @@ impl<'a, R: Rules> World<'a, R> {
         }
         self.replicas[replica].answering = answering;
         if answering {
+            self.end_silence();
             self.served.answers(replica, self.now);
         } else {
             self.served.falls_silent(replica, self.now);
+        }
+    }
+
+    /// Somebody answers again: was nobody there for longer than max_age, it is known to all.
+    fn end_silence(&mut self) {
+        let max_age = self.store.policy.issuer.max_age.as_millis();
+        let last = self.served.last_answer(self.now).filter(|_| !self.served.is_answered(self.now));
+        if last.is_some_and(|last| self.now - last > max_age) {
+            self.tell(|| "publication goes on after a silence".to_owned());
+            for replica in &mut self.replicas {
+                replica.resumed_at = Some(replica.clock(self.now));
+            }
         }
     }
 
@@ -363,6 +405,9 @@ impl<'a, R: Rules> World<'a, R> {
             return;
         }
         self.replicas[replica].signing = key;
+        let generation = self.replicas[replica].view.as_ref().map_or(0, |view| view.generation);
+        let knows = |key: Serial| self.revoked.get(&key).is_some_and(|revoked| *revoked <= generation);
+        self.report.misused += u64::from(key.is_some_and(knows));
         if let Some(before) = before {
             self.watch(replica, before);
         }
@@ -375,7 +420,7 @@ impl<'a, R: Rules> World<'a, R> {
 
     /// Watches tokens that are signed at this instant: shown as soon as they are live, at their last moment, or between.
     fn watch(&mut self, replica: usize, key: Serial) {
-        if self.revoked.contains(&key) || self.scenario.reality.verifiers.is_empty() {
+        if self.excused.contains(&key) || self.scenario.reality.verifiers.is_empty() {
             return;
         }
         let Some(view) = self.replicas[replica].view.clone() else { return };
@@ -393,14 +438,14 @@ impl<'a, R: Rules> World<'a, R> {
             }
             let at = from + self.random.extreme(to - from);
             let age = reality.verifiers[verifier].age(reality.layers, &mut self.random);
-            let last = self.last_live.entry(key).or_insert(to);
-            *last = (*last).max(to);
+            let last = self.last_live.entry(key).or_insert((to, verifier));
+            *last = (*last).max((to, verifier));
             self.push(at, Event::Present(Presentation { key, verifier, signed: self.now, age }));
         }
     }
 
     fn judge(&mut self, shown: Presentation) {
-        if self.revoked.contains(&shown.key) {
+        if self.excused.contains(&shown.key) {
             return;
         }
         let document = self.served.document(self.now - shown.age, self.now, &mut self.random);
@@ -409,8 +454,14 @@ impl<'a, R: Rules> World<'a, R> {
             return self.note_margin(shown);
         }
         self.report.rejected += 1;
+        let (is_early, missed) = document.map_or((true, 0), |document| self.served.lack(document, shown.key, self.now));
+        let missed_by = Span::from_millis(missed);
+        if self.report.incident.as_ref().is_some_and(|worst| worst.missed_by >= missed_by) {
+            return;
+        }
         let (from, until) = self.served.life(shown.key).map_or((None, None), |(from, until)| (Some(from), until));
-        self.report.incident.get_or_insert(Incident {
+        self.report.story = self.story.iter().cloned().collect();
+        self.report.incident = Some(Incident {
             at: Timestamp::from_millis(self.now),
             verifier: self.scenario.reality.verifiers[shown.verifier].name.clone(),
             key: shown.key,
@@ -418,19 +469,20 @@ impl<'a, R: Rules> World<'a, R> {
             document_of: document.map(|Document { of, .. }| Timestamp::from_millis(of)),
             served_from: from.map(Timestamp::from_millis),
             served_until: until.map(Timestamp::from_millis),
+            is_early,
+            missed_by,
         });
     }
 
     /// How much older the document could have been.
     fn note_margin(&mut self, shown: Presentation) {
         let verifier = &self.scenario.reality.verifiers[shown.verifier];
-        let Some((from, _)) = self.served.life(shown.key) else { return };
-        let oldest = self.now - verifier.oldest(self.scenario.reality.layers);
-        if shown.key == 1 || oldest < from {
+        if shown.key == 1 {
             return; // The first key of an issuer signs at once: nobody holds a document without it.
         }
+        let Some(since) = self.served.shown_by_all_since(shown.key, self.now) else { return };
         let margin = Margin {
-            span: Span::from_millis(oldest - from),
+            millis: self.now - verifier.oldest(self.scenario.reality.layers) - since,
             at: Timestamp::from_millis(self.now),
             verifier: verifier.name.clone(),
             key: shown.key,
@@ -447,7 +499,7 @@ impl<'a, R: Rules> World<'a, R> {
     }
 
     fn next_fault(&mut self) {
-        let wait = self.scale();
+        let wait = self.scale().max(self.pause);
         let at = self.now + 1 + self.random.between(0, wait * 2);
         self.push(at, Event::Fault);
     }
@@ -474,7 +526,7 @@ impl<'a, R: Rules> World<'a, R> {
             }
             2 if faults.outages && self.store_up && self.replicas.len() > 1 => {
                 self.tell(|| format!("the store is away for {last} ms"));
-                (0..self.replicas.len()).for_each(|replica| self.confirm(replica));
+                self.confirm_all();
                 self.store_up = false;
                 self.push(self.now + last, Event::StoreBack);
                 (0..self.replicas.len()).for_each(|replica| self.limit(replica));
@@ -495,28 +547,14 @@ impl<'a, R: Rules> World<'a, R> {
         }
         self.tell(|| format!("replica {replica} crashes for {downtime} ms"));
         self.report.crashes += 1;
-        let shown: Vec<Serial> = self.view_of(replica).published().map(|key| key.serial).collect();
         self.sign_with(replica, None);
         self.answer(replica, false);
-        shown.into_iter().for_each(|serial| self.served.hides(replica, serial, self.now));
         self.replicas[replica].crash();
         self.push(self.now + downtime, Event::Return { replica });
     }
 
-    fn view_of(&self, replica: usize) -> Arc<Keyring> {
-        self.replicas[replica].view.clone().unwrap_or_else(|| self.store.clone())
-    }
-
     fn come_back(&mut self, replica: usize) {
         self.replicas[replica].up = true;
-        let max_age = self.store.policy.issuer.max_age.as_millis();
-        let last = if self.served.is_answered(self.now) { Some(self.now) } else { self.served.last_answer(self.now) };
-        if last.is_none_or(|last| self.now - last > max_age) {
-            self.tell(|| "publication goes on after a silence".to_owned());
-            for replica in &mut self.replicas {
-                replica.resumed_at = Some(replica.clock(self.now));
-            }
-        }
         self.look(replica);
     }
 
@@ -554,11 +592,16 @@ impl<'a, R: Rules> World<'a, R> {
         // A revocation may have to take a key that not everyone knows yet: what it signs is not promised.
         let Ok(Decision::Write { next, outcome }) = self.rules.decide(&self.store, &facts, &request) else { return };
         self.tell(|| format!("operator at replica {manager}: {:?}", request.intent));
-        self.report.revocations += u64::from(matches!(request.intent, Intent::Revoke { .. }));
+        if let Intent::Revoke { serial } = request.intent {
+            self.report.revocations += 1;
+            self.revoked.insert(serial, next.generation);
+            self.excused.insert(serial);
+        }
+        self.report.rotations += u64::from(next.active().map(|key| key.serial) != active);
         if outcome.unpropagated
             && let Some(key) = next.active()
         {
-            self.revoked.push(key.serial);
+            self.excused.insert(key.serial);
         }
         self.store_next(manager, *next);
         self.look(manager);
@@ -588,14 +631,15 @@ impl<'a, R: Rules> World<'a, R> {
         let caches = reality.verifiers.iter().map(|verifier| verifier.oldest(reality.layers)).max().unwrap_or(0);
         let before = self.now - (tokens.as_millis() + caches) * 2 - self.scale() * 4;
         self.served.forget_before(before);
-        let oldest = self.store.keys.first().map_or(0, |key| key.serial);
-        self.last_live.retain(|_, last| *last > before);
-        self.revoked.retain(|serial| *serial + 64 >= oldest);
+        self.last_live.retain(|_, (last, _)| *last > before);
+        let known: BTreeSet<Serial> = self.store.keys.iter().map(|key| key.serial).chain(self.last_live.keys().copied()).collect();
+        self.excused.retain(|serial| known.contains(serial));
+        self.revoked.retain(|serial, _| known.contains(serial));
     }
 }
 
 fn keep_least(kept: &mut Option<Margin>, margin: Margin) {
-    if kept.as_ref().is_none_or(|kept| margin.span < kept.span) {
+    if kept.as_ref().is_none_or(|kept| margin.millis < kept.millis) {
         *kept = Some(margin);
     }
 }
