@@ -14,7 +14,7 @@ use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::keyring::timing::{self, Severity};
 use jwksd::simulation::random::Random;
 use jwksd::simulation::rules::{Ours, Rules};
-use jwksd::simulation::{Caching, Faults, Reality, Report, Scenario, play};
+use jwksd::simulation::{Advice, Caching, Faults, Reality, Report, Scenario, advise, play};
 
 fn span(random: &mut Random, low: i64, high: i64) -> Span {
     Span::from_millis(random.between(low, high))
@@ -39,7 +39,9 @@ fn policy(random: &mut Random, shared: bool) -> Policy {
         + clock_skew
         + publish_lag;
     let propagation = needed + if random.below(2) == 0 { Span::from_millis(1) } else { span(random, 1, 3_600_000) };
-    let every = propagation + Span::from_millis(1) + if random.below(2) == 0 { Span::ZERO } else { span(random, 0, 36_000_000) };
+    let every = propagation
+        + Span::from_millis(1)
+        + if random.below(2) == 0 { Span::ZERO } else { span(random, 0, 36_000_000) };
     let max_ttl = Span::from_secs(random.between(1, 3600));
     Policy {
         issuer: IssuerPolicy {
@@ -124,7 +126,7 @@ fn scenario(seed: u64) -> Option<Scenario> {
 }
 
 /// How many scenarios the first test plays.
-const SCENARIOS: u64 = 120;
+const SCENARIOS: u64 = 40;
 
 /// Within so many seeds every flaw has to be found.
 const SEEDS: u64 = 60;
@@ -156,7 +158,10 @@ fn what_is_accepted_rejects_no_live_token() {
                 scenario.reality,
                 report.story.join("\n")
             );
-            assert!(report.early.iter().chain(&report.late).all(|margin| margin.millis >= 0), "seed {seed}: {report:#?}");
+            assert!(
+                report.early.iter().chain(&report.late).all(|margin| margin.millis >= 0),
+                "seed {seed}: {report:#?}"
+            );
             presented += report.presented;
             played += 1;
         }
@@ -335,4 +340,93 @@ fn one_second_less_than_is_asked_for_fails_or_lies_within_the_difference_of_cloc
         }
     };
     assert_eq!(found(&Ours, single), None, "one that writes");
+}
+
+/// A usual policy with room to spare, played for a while.
+fn usual(replicas: usize) -> Scenario {
+    let mut policy = (1..).find_map(scenario).expect("one is accepted").policies.remove(0);
+    let rotation = &mut policy.rotation;
+    (rotation.propagation, rotation.schedule) = (Span::HOUR, Schedule::Every(Span::HOUR.times(3)));
+    (rotation.clock_skew, rotation.verifiers) = (Span::MINUTE, Vec::new());
+    if replicas > 1 {
+        (rotation.staleness_limit, rotation.publish_lag) = (Span::HOUR, Span::MINUTE);
+    } else {
+        (rotation.staleness_limit, rotation.publish_lag) = (Span::ZERO, Span::ZERO);
+    }
+    (policy.issuer.caches, policy.issuer.max_age) = (vec![Span::MINUTE.times(5)], Span::MINUTE.times(5));
+    policy.issuer.stale_if_error = Span::ZERO;
+    (policy.tokens.max_ttl, policy.tokens.default_ttl) = (Span::HOUR, Span::HOUR);
+    assert!(is_accepted(&policy));
+    let reality = declared(&policy, replicas);
+    Scenario {
+        keyset: Name::parse("default").unwrap(),
+        policies: vec![policy],
+        reality,
+        begins: Timestamp::from_secs(1_800_000_000),
+        lasts: Span::DAY.times(20),
+        seed: 1,
+    }
+}
+
+/// What is advised after a run in which something that `change` makes true was not declared.
+fn advised(replicas: usize, change: impl Fn(&mut Reality)) -> Vec<Advice> {
+    let mut scenario = usual(replicas);
+    change(&mut scenario.reality);
+    let incident = (1..=SEEDS).find_map(|seed| {
+        scenario.seed = seed;
+        play(&scenario, &Ours, |_| ()).incident
+    });
+    let incident = incident.expect("a token is rejected");
+    advise(&scenario.keyset, &scenario.policies[0], &scenario.reality, &incident)
+}
+
+fn settings(advice: &[Advice]) -> Vec<(&str, &str)> {
+    advice.iter().map(|advice| (advice.setting.as_str(), advice.value.as_str())).collect()
+}
+
+#[test]
+fn advice_names_the_setting_and_the_least_value() {
+    const PROPAGATION: &str = "keyset.default.rotation.propagation";
+    let slow = Caching { name: "vault".to_owned(), sees_new: Span::HOUR.times(2) };
+    let verifier = advised(1, |reality| reality.verifiers.push(slow.clone()));
+    let declare = ("keyset.default.rotation.verifiers", "{ name = \"vault\", cache = \"2h\" }");
+    assert_eq!(settings(&verifier), [declare, (PROPAGATION, "\"2h6m\"")]);
+    let layer = advised(1, |reality| reality.layers = reality.layers + Span::HOUR);
+    assert_eq!(settings(&layer), [("issuer.main.caches", "[\"5m\", \"1h\"]"), (PROPAGATION, "\"1h6m\"")]);
+    let slower = advised(1, |reality| reality.layers = reality.layers + Span::HOUR.times(5));
+    assert_eq!(slower.last().unwrap().setting, "keyset.default.rotation.every", "it leaves no room for propagation");
+    let lag = advised(3, |reality| reality.lag = Span::HOUR.times(2));
+    assert_eq!(settings(&lag), [("store.publish_lag", "\"2h\""), (PROPAGATION, "\"2h6m\"")]);
+    let skew = advised(1, |reality| reality.skew = Span::HOUR.times(2));
+    assert_eq!(settings(&skew)[0], ("keyset.default.tokens.clock_skew", "\"2h\""));
+}
+
+#[test]
+fn advice_that_is_taken_ends_the_rejections() {
+    let mut scenario = usual(1);
+    scenario.reality.layers = scenario.reality.layers + Span::HOUR;
+    assert!(play(&scenario, &Ours, |_| ()).rejected > 0);
+    let policy = &mut scenario.policies[0];
+    policy.issuer.caches.push(Span::HOUR);
+    policy.rotation.propagation = Span::MINUTE.times(66);
+    assert!(is_accepted(policy));
+    let report = play(&scenario, &Ours, |_| ());
+    assert_eq!(report.rejected, 0, "{:#?}", report.incident);
+}
+
+#[test]
+fn a_seed_says_everything() {
+    let run = || format!("{:?}", play(&usual(3), &Ours, |_| ()));
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn margins_shrink_by_what_is_true_and_not_declared() {
+    let least = |scenario: &Scenario| play(scenario, &Ours, |_| ()).early.expect("keys were new").millis;
+    let mut scenario = usual(1);
+    scenario.reality.faults = Faults::NONE;
+    let before = least(&scenario);
+    scenario.reality.layers = scenario.reality.layers + Span::MINUTE;
+    assert!((before - 60_000 - least(&scenario)).abs() <= 60_000, "within what clocks differ by");
+    assert!(before >= 0);
 }

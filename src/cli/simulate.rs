@@ -21,7 +21,7 @@ use crate::simulation::{Advice, Caching, Faults, Margin, Reality, Report, Scenar
 const BEGINS: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// How many rotations one keyset is played for at most.
-const ROTATIONS_MAX: i64 = 5_000;
+const ROTATIONS_MAX: i64 = 2_000;
 
 /// Tokens that are watched of each key at each replica, each time that it begins or stops to sign.
 const TOKENS: usize = 12;
@@ -181,7 +181,8 @@ fn reality(args: &SimulateArgs, config: &Config, policy: &Policy, faults: Faults
     let each = usize::from(args.verifiers);
     let verifiers = kinds.into_iter().flat_map(|kind| std::iter::repeat_n(kind, each)).collect();
     let layers = args.cache.iter().map(|text| any_duration("--cache", text)).collect::<Result<Vec<Span>, Failure>>()?;
-    let declared = |option, text: &Option<String>, span| text.as_ref().map_or(Ok(span), |text| any_duration(option, text));
+    let declared =
+        |option, text: &Option<String>, span| text.as_ref().map_or(Ok(span), |text| any_duration(option, text));
     Ok(Reality {
         replicas,
         skew: declared("--skew", &args.skew, policy.rotation.clock_skew)?,
@@ -248,7 +249,10 @@ fn document(played: &Played<'_>, asked: Span) -> Value {
 
 fn print(played: &Played<'_>, asked: Span) {
     let (report, rotation) = (&played.report, &played.keyset.policy.rotation);
-    println!("{}  {}, each key published {} before it signs", played.keyset.name, rotation.schedule, rotation.propagation);
+    println!(
+        "{}  {}, each key published {} before it signs",
+        played.keyset.name, rotation.schedule, rotation.propagation
+    );
     let cut = if played.lasted < asked {
         format!(" (not {asked}: {ROTATIONS_MAX} rotations are played at most)")
     } else {

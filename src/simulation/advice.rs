@@ -68,7 +68,8 @@ impl Adviser<'_> {
             list.push(self.of_keyset("tokens.clock_skew", format!("\"{}\"", reality.skew), why));
         }
         if reality.lag > rotation.publish_lag {
-            let why = format!("replicas show what others wrote up to {} late, not {}", reality.lag, rotation.publish_lag);
+            let why =
+                format!("replicas show what others wrote up to {} late, not {}", reality.lag, rotation.publish_lag);
             list.push(Advice { setting: "store.publish_lag".to_owned(), value: format!("\"{}\"", reality.lag), why });
         }
         list

@@ -124,7 +124,9 @@ impl Served {
         let first = random.index(replicas);
         let from = |of: Moment| {
             let turn = (0..replicas).map(|step| (first + step) % replicas);
-            turn.into_iter().find(|replica| self.answering[*replica].contains(of)).map(|replica| Document { replica, of })
+            turn.into_iter()
+                .find(|replica| self.answering[*replica].contains(of))
+                .map(|replica| Document { replica, of })
         };
         from(then)
             .or_else(|| from(self.answering.iter().filter_map(|stretches| stretches.next(then)).min()?))
@@ -136,13 +138,19 @@ impl Served {
         self.shown.get(&key).is_some_and(|shown| shown[document.replica].contains(document.of))
     }
 
-    /// Since when every replica that answers at `now` has shown a key; `None` where none answers or one
-    /// lacks it.
-    pub fn shown_by_all_since(&self, key: u64, now: Moment) -> Option<Moment> {
-        let shown = self.shown.get(&key)?;
-        let answering = (0..self.answering.len()).filter(|replica| self.answering[*replica].contains(now));
-        let since = answering.map(|replica| shown[replica].around(now).map(|stretch| stretch.from));
-        since.reduce(|first, other| Some(first?.max(other?))).flatten()
+    /// Since when nobody gets a document without the key any more; `None` where a replica shows it no more.
+    pub fn known_since(&self, key: u64, now: Moment) -> Option<Moment> {
+        let mut since = self.life(key)?.0;
+        for (shown, answering) in self.shown.get(&key)?.iter().zip(&self.answering) {
+            let shown_from = match shown.around(now) {
+                Some(stretch) => stretch.from,
+                None if shown.last_before(now).is_some() => return None,
+                None => now,
+            };
+            // Who did not answer gave nobody a document.
+            since = since.max(answering.last_before(shown_from).map_or(since, |last| last + 1));
+        }
+        Some(since)
     }
 
     /// Why a document lacks a key, and by how much: it was rendered before its replica showed the key (`true`), or after.
@@ -189,5 +197,56 @@ mod tests {
         assert!(served.contains(Document { replica: 0, of: 19 }, 1));
         assert!(!served.contains(Document { replica: 0, of: 30 }, 1));
         assert_eq!((served.life(1), served.life(2)), (Some((10, Some(20))), None));
+    }
+
+    #[test]
+    fn a_key_is_known_once_nobody_answers_without_it() {
+        let mut served = Served::new(2);
+        served.answers(0, 0);
+        served.answers(1, 0);
+        served.shows(0, 7, 100);
+        assert_eq!(served.known_since(7, 150), Some(150), "the other replica does not show it yet");
+        served.shows(1, 7, 160);
+        assert_eq!(served.known_since(7, 200), Some(160));
+        served.hides(0, 7, 300);
+        assert_eq!((served.known_since(7, 310), served.known_since(8, 310)), (None, None));
+    }
+
+    #[test]
+    fn who_was_silent_gave_nobody_a_document_without_the_key() {
+        let mut served = Served::new(2);
+        served.answers(0, 0);
+        served.answers(1, 0);
+        served.falls_silent(1, 50);
+        served.shows(0, 7, 100);
+        served.shows(1, 7, 400);
+        served.answers(1, 400);
+        assert_eq!(served.known_since(7, 500), Some(100));
+    }
+
+    #[test]
+    fn a_document_lacks_a_key_because_it_is_older_or_newer() {
+        let mut served = Served::new(1);
+        served.answers(0, 0);
+        served.shows(0, 7, 100);
+        served.hides(0, 7, 200);
+        let lack = |of, now| served.lack(Document { replica: 0, of }, 7, now);
+        assert_eq!((lack(90, 150), lack(230, 240)), ((true, 10), (false, 31)));
+        assert_eq!(served.lack(Document { replica: 0, of: 90 }, 8, 95), (true, 5), "never shown");
+    }
+
+    #[test]
+    fn looking_up_agrees_with_a_search_through_all() {
+        let mut stretches = Stretches::default();
+        for turn in 0..20 {
+            stretches.begin(turn * 10);
+            stretches.end(turn * 10 + turn % 7);
+        }
+        let within = |at: Moment| stretches.0.iter().any(|stretch| stretch.from <= at && at < stretch.to);
+        for at in -5..220 {
+            assert_eq!(stretches.contains(at), within(at), "{at}");
+            assert_eq!(stretches.next(at), (at..220).find(|at| within(*at)), "{at}");
+            assert_eq!(stretches.last_before(at), (-5..at).rev().find(|at| within(*at)), "{at}");
+        }
     }
 }

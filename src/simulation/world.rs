@@ -27,19 +27,32 @@ const STEPS_MAX: usize = 100;
 const STORY_MAX: usize = 30;
 
 /// About how many faults there are at most: they are further apart where the span is long.
-const FAULTS_MAX: i64 = 20_000;
+const FAULTS_MAX: i64 = 5_000;
+
+/// To the oldest key that waits and may sign.
+const ROTATE: Intent = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
 
 /// How often what nobody asks for any more is dropped: after so many events.
 const FORGET_EVERY: u64 = 4096;
 
 enum Event {
-    Look { replica: usize },
+    Look {
+        replica: usize,
+    },
     /// A replica may have to stop signing or answering.
-    Limit { replica: usize },
+    Limit {
+        replica: usize,
+    },
     Present(Presentation),
     Fault,
-    Return { replica: usize },
-    Linked { replica: usize },
+    /// Operators use up every key that waits, as soon as the newest may sign.
+    Rush,
+    Return {
+        replica: usize,
+    },
+    Linked {
+        replica: usize,
+    },
     StoreBack,
     BackendBack,
     Configure,
@@ -186,6 +199,7 @@ impl<'a, R: Rules> World<'a, R> {
                 self.fault();
                 self.next_fault();
             }
+            Event::Rush => self.rush(),
             Event::Return { replica } => self.come_back(replica),
             Event::Linked { replica } => {
                 self.replicas[replica].linked = true;
@@ -362,7 +376,9 @@ impl<'a, R: Rules> World<'a, R> {
         let confirmed = self.is_confirmed(replica);
         let (signs_until, answers_until) = (it.signs_until(), it.answers_until());
         let may_sign = it.up && (confirmed || self.now <= signs_until);
-        let may_answer = it.up && it.view.is_some() && (confirmed || self.now <= answers_until);
+        // Who is late but reaches the store goes on answering, or no lag could do harm.
+        let may_answer =
+            it.up && it.view.is_some() && (confirmed || self.reaches(replica) || self.now <= answers_until);
         if !confirmed && it.up {
             let next = [signs_until, answers_until].into_iter().filter(|at| *at >= self.now).min();
             if let Some(at) = next {
@@ -426,7 +442,8 @@ impl<'a, R: Rules> World<'a, R> {
         let Some(view) = self.replicas[replica].view.clone() else { return };
         let clock = self.replicas[replica].clock(self.now).as_millis();
         let reality: &Reality = &self.scenario.reality;
-        let longest = view.key(key).map_or(view.policy.tokens.max_ttl, |key| key.ttl_bound.min(view.policy.tokens.max_ttl));
+        let longest =
+            view.key(key).map_or(view.policy.tokens.max_ttl, |key| key.ttl_bound.min(view.policy.tokens.max_ttl));
         for _ in 0..reality.tokens {
             let ttl = Span::from_secs(self.random.extreme(longest.as_secs()).max(1));
             let life = Life::issued(clock, ttl, view.policy.tokens.backdate);
@@ -480,7 +497,7 @@ impl<'a, R: Rules> World<'a, R> {
         if shown.key == 1 {
             return; // The first key of an issuer signs at once: nobody holds a document without it.
         }
-        let Some(since) = self.served.shown_by_all_since(shown.key, self.now) else { return };
+        let Some(since) = self.served.known_since(shown.key, self.now) else { return };
         let margin = Margin {
             millis: self.now - verifier.oldest(self.scenario.reality.layers) - since,
             at: Timestamp::from_millis(self.now),
@@ -567,18 +584,33 @@ impl<'a, R: Rules> World<'a, R> {
         let retiring = self.store.keys.iter().find(|key| key.state == KeyState::Retiring).map(|key| key.serial);
         let active = self.store.active().map(|key| key.serial);
         let clock = self.replicas[manager].clock(self.now);
-        let rotate = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
         let intent = match self.random.below(12) {
-            0..=4 => rotate,
+            0..=4 => ROTATE,
             5 | 6 => Intent::Rollback,
             7 => Intent::Hold { until: Some(clock + Span::from_millis(self.scale())) },
             8 => Intent::Hold { until: None },
             9 | 10 => Intent::Resume,
             _ => match if self.random.below(2) == 0 { active } else { retiring } {
                 Some(serial) => Intent::Revoke { serial },
-                None => rotate,
+                None => ROTATE,
             },
         };
+        self.ask(manager, intent);
+    }
+
+    fn rush(&mut self) {
+        for _ in 0..self.store.policy.rotation.successors {
+            let manager = self.random.index(self.managers());
+            if self.reaches(manager) {
+                self.look(manager);
+                self.ask(manager, ROTATE);
+            }
+        }
+    }
+
+    /// What an operator asks of a manager that reaches the store.
+    fn ask(&mut self, manager: usize, intent: Intent) {
+        let active = self.store.active().map(|key| key.serial);
         let request = Request {
             intent,
             actor: "operator".to_owned(),
@@ -605,6 +637,11 @@ impl<'a, R: Rules> World<'a, R> {
         }
         self.store_next(manager, *next);
         self.look(manager);
+        if matches!(request.intent, Intent::Rotate { .. }) && self.random.below(2) == 0 {
+            let propagation = self.store.policy.rotation.propagation.as_millis();
+            let skew = self.random.extreme(self.scenario.reality.skew.as_millis());
+            self.push(self.now + propagation - skew.min(propagation) + 1, Event::Rush);
+        }
     }
 
     // Bookkeeping.
@@ -632,7 +669,8 @@ impl<'a, R: Rules> World<'a, R> {
         let before = self.now - (tokens.as_millis() + caches) * 2 - self.scale() * 4;
         self.served.forget_before(before);
         self.last_live.retain(|_, (last, _)| *last > before);
-        let known: BTreeSet<Serial> = self.store.keys.iter().map(|key| key.serial).chain(self.last_live.keys().copied()).collect();
+        let known: BTreeSet<Serial> =
+            self.store.keys.iter().map(|key| key.serial).chain(self.last_live.keys().copied()).collect();
         self.excused.retain(|serial| known.contains(serial));
         self.revoked.retain(|serial, _| known.contains(serial));
     }
