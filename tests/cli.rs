@@ -620,8 +620,7 @@ async fn a_certificate_that_is_not_acceptable_is_not_called_a_daemon_that_does_n
 
 #[tokio::test]
 async fn simulate_plays_what_is_declared_and_rejects_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("jwksd.toml"), [TABLES, SECOND].concat()).unwrap();
+    let folder = folder(&[TABLES, SECOND].concat());
     let simulate = async |rest: &[&str]| {
         run(folder.path(), &[], &[&["simulate", "--config", "jwksd.toml", "--for", "3d"], rest].concat()).await
     };
@@ -649,8 +648,7 @@ async fn simulate_plays_what_is_declared_and_rejects_nothing() {
 
 #[tokio::test]
 async fn simulate_says_which_setting_does_not_fit_what_is_true() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("jwksd.toml"), TABLES).unwrap();
+    let folder = folder(TABLES);
     let simulate = async |rest: &[&str]| {
         run(folder.path(), &[], &[&["simulate", "--config", "jwksd.toml", "--seed", "1"], rest].concat()).await
     };
@@ -660,7 +658,7 @@ async fn simulate_says_which_setting_does_not_fit_what_is_true() {
         "keyset.default.rotation.verifiers",
         "keyset.default.rotation.propagation",
         "name = \"vault\"",
-        "rejected by vault",
+        "vault rejects it",
     ] {
         assert!(text.out.contains(told), "{told}: {}", text.out);
     }

@@ -15,13 +15,13 @@ use crate::keyring::policy::Policy;
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::verifiers;
 use crate::simulation::rules::Ours;
-use crate::simulation::{Advice, Caching, Faults, Margin, Reality, Report, Scenario, advise, play};
+use crate::simulation::{Advice, Caching, Faults, Incident, Margin, Reality, Report, Scenario, advise, play};
 
 /// When every simulation begins, so that a seed says everything: 2027-01-15T08:00:00Z.
 const BEGINS: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// How many rotations one keyset is played for at most.
-const ROTATIONS_MAX: i64 = 2_000;
+const ROTATIONS_MAX: i64 = 5_000;
 
 /// Tokens that are watched of each key at each replica, each time that it begins or stops to sign.
 const TOKENS: usize = 12;
@@ -276,14 +276,9 @@ fn print(played: &Played<'_>, asked: Span) {
     };
     let why = if incident.is_early() { "did not know the key yet" } else { "did not know the key any more" };
     println!("\n  The worst rejection: {} {why}, by {}", plain(&incident.verifier), incident.missed_by());
-    for line in report.story.iter().skip(report.story.len().saturating_sub(TOLD)) {
-        println!("    {line}");
+    for line in moments(report, incident) {
+        println!("    {}", plain(&line));
     }
-    println!("    {}  signed with key {}", incident.signed_at.to_rfc3339(), incident.key);
-    if let Some(of) = incident.document_of {
-        println!("    {}  the document that {} judged by", of.to_rfc3339(), plain(&incident.verifier));
-    }
-    println!("    {}  rejected by {}", incident.at.to_rfc3339(), plain(&incident.verifier));
     if played.advice.is_empty() {
         println!("\n  Everything that is true was declared: please report this with its seed and configuration.\n");
         return;
@@ -295,9 +290,23 @@ fn print(played: &Played<'_>, asked: Span) {
     println!("");
 }
 
+/// The end of the story, and what became of the token, in the order of time.
+fn moments(report: &Report, incident: &Incident) -> Vec<String> {
+    let mut lines = report.story[report.story.len().saturating_sub(TOLD)..].to_vec();
+    if let Some(of) = incident.document_of {
+        lines.push(format!("{}  {} has the JWKS of this moment", of.to_rfc3339(), incident.verifier));
+    }
+    lines.push(format!("{}  a token is signed with key {}", incident.signed_at.to_rfc3339(), incident.key));
+    lines.push(format!("{}  {} rejects it", incident.at.to_rfc3339(), incident.verifier));
+    // Times of one format sort as text; what happened at one moment stays in its order.
+    lines.sort_by(|one, other| one.split(' ').next().cmp(&other.split(' ').next()));
+    lines
+}
+
 /// Such as `known 20s before a verifier needed it (envoy, key 7, 2027-02-01T00:00:00Z)`.
 fn told(margin: &Margin, what: &str, well: &str, badly: &str) -> String {
-    let by = Span::from_millis(margin.millis.saturating_abs());
+    let millis = margin.millis.saturating_abs();
+    let by = if millis < 1000 { Span::from_millis(millis) } else { Span::from_secs(millis / 1000) };
     let how = if margin.millis < 0 { badly } else { well };
     format!("{what} {by} {how} ({}, key {}, {})", plain(&margin.verifier), margin.key, margin.at.to_rfc3339())
 }

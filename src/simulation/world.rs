@@ -1,5 +1,7 @@
 //! The world of a simulation: events in the order of time.
 
+mod faults;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -13,11 +15,10 @@ use super::verifying::{Life, Presentation};
 use super::{Reality, Scenario};
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::change::{Change, NewKey, Trigger};
-use crate::keyring::decide::{Decision, Intent, Request};
 use crate::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use crate::keyring::plan::{SlowStep, Step};
 use crate::keyring::policy::Policy;
-use crate::keyring::record::{Journal, KeyState, Keyring, PrivateHandle, Serial};
+use crate::keyring::record::{Journal, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
 
 /// Steps that any situation may need at one instant; far below what an endless loop takes.
@@ -28,9 +29,6 @@ const STORY_MAX: usize = 30;
 
 /// About how many faults there are at most: they are further apart where the span is long.
 const FAULTS_MAX: i64 = 5_000;
-
-/// To the oldest key that waits and may sign.
-const ROTATE: Intent = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: None };
 
 /// How often what nobody asks for any more is dropped: after so many events.
 const FORGET_EVERY: u64 = 4096;
@@ -311,11 +309,9 @@ impl<'a, R: Rules> World<'a, R> {
             }
         }
         let next = self.rules.after(&self.store, change, clock);
-        self.tell(|| match change {
-            Change::Add(key) => format!("replica {replica}: add {}", key.kid),
-            Change::AdoptPolicy(_) => format!("replica {replica}: adopt policy"),
-            change => format!("replica {replica}: {change:?}"),
-        });
+        if let Some(told) = told(change) {
+            self.tell(|| format!("replica {replica}: {told}"));
+        }
         self.store_next(replica, next);
     }
 
@@ -507,143 +503,6 @@ impl<'a, R: Rules> World<'a, R> {
         keep_least(&mut self.report.early, margin);
     }
 
-    // What goes wrong.
-
-    /// How long a fault lasts or is away from the next: of the order of what the policy waits for.
-    fn scale(&self) -> i64 {
-        let rotation = &self.store.policy.rotation;
-        (rotation.propagation.as_millis() / 2).max(1000)
-    }
-
-    fn next_fault(&mut self) {
-        let wait = self.scale().max(self.pause);
-        let at = self.now + 1 + self.random.between(0, wait * 2);
-        self.push(at, Event::Fault);
-    }
-
-    fn next_configuration(&mut self) {
-        let wait = self.scale() * 10;
-        let at = self.now + 1 + self.random.between(0, wait * 2);
-        self.push(at, Event::Configure);
-    }
-
-    fn fault(&mut self) {
-        let faults = self.scenario.reality.faults;
-        let replica = self.random.index(self.replicas.len());
-        let scale = self.scale();
-        let last = self.random.between(1, scale);
-        match self.random.below(5) {
-            0 if faults.crashes => self.crash(replica, last),
-            1 if faults.outages && self.replicas[replica].linked && self.replicas.len() > 1 => {
-                self.tell(|| format!("replica {replica} is cut off for {last} ms"));
-                self.confirm(replica);
-                self.replicas[replica].linked = false;
-                self.push(self.now + last, Event::Linked { replica });
-                self.limit(replica);
-            }
-            2 if faults.outages && self.store_up && self.replicas.len() > 1 => {
-                self.tell(|| format!("the store is away for {last} ms"));
-                self.confirm_all();
-                self.store_up = false;
-                self.push(self.now + last, Event::StoreBack);
-                (0..self.replicas.len()).for_each(|replica| self.limit(replica));
-            }
-            3 if faults.backend && self.backend_up => {
-                self.tell(|| format!("the backend is away for {last} ms"));
-                self.backend_up = false;
-                self.push(self.now + last, Event::BackendBack);
-            }
-            4 if faults.operators => self.operate(),
-            _ => {}
-        }
-    }
-
-    fn crash(&mut self, replica: usize, downtime: i64) {
-        if !self.replicas[replica].up {
-            return;
-        }
-        self.tell(|| format!("replica {replica} crashes for {downtime} ms"));
-        self.report.crashes += 1;
-        self.sign_with(replica, None);
-        self.answer(replica, false);
-        self.replicas[replica].crash();
-        self.push(self.now + downtime, Event::Return { replica });
-    }
-
-    fn come_back(&mut self, replica: usize) {
-        self.replicas[replica].up = true;
-        self.look(replica);
-    }
-
-    fn operate(&mut self) {
-        let manager = self.random.index(self.managers());
-        if !self.reaches(manager) {
-            return;
-        }
-        self.look(manager);
-        let retiring = self.store.keys.iter().find(|key| key.state == KeyState::Retiring).map(|key| key.serial);
-        let active = self.store.active().map(|key| key.serial);
-        let clock = self.replicas[manager].clock(self.now);
-        let intent = match self.random.below(12) {
-            0..=4 => ROTATE,
-            5 | 6 => Intent::Rollback,
-            7 => Intent::Hold { until: Some(clock + Span::from_millis(self.scale())) },
-            8 => Intent::Hold { until: None },
-            9 | 10 => Intent::Resume,
-            _ => match if self.random.below(2) == 0 { active } else { retiring } {
-                Some(serial) => Intent::Revoke { serial },
-                None => ROTATE,
-            },
-        };
-        self.ask(manager, intent);
-    }
-
-    fn rush(&mut self) {
-        for _ in 0..self.store.policy.rotation.successors {
-            let manager = self.random.index(self.managers());
-            if self.reaches(manager) {
-                self.look(manager);
-                self.ask(manager, ROTATE);
-            }
-        }
-    }
-
-    /// What an operator asks of a manager that reaches the store.
-    fn ask(&mut self, manager: usize, intent: Intent) {
-        let active = self.store.active().map(|key| key.serial);
-        let request = Request {
-            intent,
-            actor: "operator".to_owned(),
-            reason: None,
-            dry_run: false,
-            if_generation: None,
-            idempotency: None,
-        };
-        let it = &self.replicas[manager];
-        let facts = it.facts(&self.store, &self.scenario.policies[self.policy], self.ever_served, self.now);
-        // A revocation may have to take a key that not everyone knows yet: what it signs is not promised.
-        let Ok(Decision::Write { next, outcome }) = self.rules.decide(&self.store, &facts, &request) else { return };
-        self.tell(|| format!("operator at replica {manager}: {:?}", request.intent));
-        if let Intent::Revoke { serial } = request.intent {
-            self.report.revocations += 1;
-            self.revoked.insert(serial, next.generation);
-            self.excused.insert(serial);
-        }
-        self.report.rotations += u64::from(next.active().map(|key| key.serial) != active);
-        if outcome.unpropagated
-            && let Some(key) = next.active()
-        {
-            self.excused.insert(key.serial);
-        }
-        self.store_next(manager, *next);
-        self.look(manager);
-        if matches!(request.intent, Intent::Rotate { .. }) && self.random.below(2) == 0 {
-            let propagation = self.store.policy.rotation.propagation.as_millis();
-            let skew = self.random.extreme(self.scenario.reality.skew.as_millis());
-            self.push(self.now + propagation - skew.min(propagation) + 1, Event::Rush);
-        }
-    }
-
     // Bookkeeping.
 
     fn push(&mut self, at: Moment, event: Event) {
@@ -680,6 +539,21 @@ fn keep_least(kept: &mut Option<Margin>, margin: Margin) {
     if kept.as_ref().is_none_or(|kept| margin.millis < kept.millis) {
         *kept = Some(margin);
     }
+}
+
+/// What a change is for people; `None` for what only the record knows.
+fn told(change: &Change) -> Option<String> {
+    let keys = |serials: &[Serial]| serials.iter().map(|serial| format!("key {serial}")).collect::<Vec<_>>().join(", ");
+    Some(match change {
+        Change::Observe { .. } | Change::Destroyed(_) | Change::Rebase | Change::Restart { .. } => return None,
+        Change::AdoptPolicy(_) => "another configuration is in force".to_owned(),
+        Change::Add(key) => format!("{} is made and published", key.kid.as_str().replace('-', " ")),
+        Change::Propagated(serials) => format!("{} may sign from now on", keys(serials)),
+        Change::Promote { serial, .. } => format!("key {serial} signs"),
+        Change::Withdraw(serials) => format!("{} is withdrawn", keys(serials)),
+        Change::Expire(serials) => format!("{} leaves the JWKS", keys(serials)),
+        Change::HoldEnded => "the hold ends".to_owned(),
+    })
 }
 
 fn new_key(serial: Serial, algorithm: Algorithm) -> NewKey {
