@@ -652,13 +652,13 @@ async fn simulate_says_which_setting_does_not_fit_what_is_true() {
     let simulate = async |rest: &[&str]| {
         run(folder.path(), &[], &[&["simulate", "--config", "jwksd.toml", "--seed", "1"], rest].concat()).await
     };
-    let text = simulate(&["--for", "1d", "--verifier", "vault"]).await;
+    let text = simulate(&["--for", "1d", "--verifier", "envoy"]).await;
     assert_eq!(text.code, 1, "{text:?}");
     for told in [
         "keyset.default.rotation.verifiers",
         "keyset.default.rotation.propagation",
-        "name = \"vault\"",
-        "vault rejects it",
+        "name = \"envoy\"",
+        "envoy rejects it",
     ] {
         assert!(text.out.contains(told), "{told}: {}", text.out);
     }

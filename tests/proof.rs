@@ -126,10 +126,10 @@ fn scenario(seed: u64) -> Option<Scenario> {
 }
 
 /// How many scenarios the first test plays.
-const SCENARIOS: u64 = 40;
+const SCENARIOS: u64 = 30;
 
 /// Within so many seeds every flaw has to be found.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

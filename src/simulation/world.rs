@@ -126,7 +126,7 @@ pub fn play<R: Rules>(scenario: &Scenario, rules: &R, mut progress: impl FnMut(f
         world.now = at;
         world.happen(event);
         events += 1;
-        if events % FORGET_EVERY == 0 {
+        if events.is_multiple_of(FORGET_EVERY) {
             world.forget();
             progress((at - begin) as f64 / (end - begin).max(1) as f64);
         }
@@ -143,9 +143,8 @@ impl<'a, R: Rules> World<'a, R> {
         let reality = &scenario.reality;
         let half = reality.skew.as_millis() / 2;
         let now = scenario.begins.as_millis();
-        let clock = |random: &mut Random| random.extreme(half) * if random.below(2) == 0 { 1 } else { -1 };
-        let replicas: Vec<Replica> = (0..reality.replicas).map(|_| Replica::new(clock(&mut random))).collect();
-        let clocks = reality.verifiers.iter().map(|_| clock(&mut random)).collect();
+        let replicas = clocks(reality.replicas, half, &mut random).into_iter().map(Replica::new).collect::<Vec<_>>();
+        let clocks = clocks(reality.verifiers.len(), half, &mut random);
         let first = scenario.policies[0].clone();
         let keyring = Keyring::new(scenario.keyset.clone(), "simulated".to_owned(), first, true, scenario.begins);
         let mut world = World {
@@ -533,6 +532,17 @@ impl<'a, R: Rules> World<'a, R> {
         self.excused.retain(|serial| known.contains(serial));
         self.revoked.retain(|serial, _| known.contains(serial));
     }
+}
+
+/// Clocks as far from the truth as they may be, one behind and one ahead, and every third somewhere between.
+fn clocks(count: usize, half: i64, random: &mut Random) -> Vec<i64> {
+    let offset = random.index(3);
+    let clock = |index: usize, random: &mut Random| match (index + offset) % 3 {
+        0 => -half,
+        1 => half,
+        _ => random.between(-half, half),
+    };
+    (0..count).map(|index| clock(index, random)).collect()
 }
 
 fn keep_least(kept: &mut Option<Margin>, margin: Margin) {
