@@ -14,6 +14,7 @@ pub mod outbound;
 pub mod publisher;
 pub mod random;
 pub mod seal;
+pub mod simulation;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

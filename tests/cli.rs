@@ -617,3 +617,71 @@ async fn a_certificate_that_is_not_acceptable_is_not_called_a_daemon_that_does_n
     shutdown.cancel();
     served.await.unwrap();
 }
+
+#[tokio::test]
+async fn simulate_plays_what_is_declared_and_rejects_nothing() {
+    let folder = folder(&[TABLES, SECOND].concat());
+    let simulate = async |rest: &[&str]| {
+        run(folder.path(), &[], &[&["simulate", "--config", "jwksd.toml", "--for", "3d"], rest].concat()).await
+    };
+    let text = simulate(&["--seed", "7"]).await;
+    assert_eq!(text.code, 0, "{text:?}");
+    for told in ["default  every 1h", "second  every 1h", "simulated    3d", " 0 rejected", "seed 7"] {
+        assert!(text.out.contains(told), "{told}: {}", text.out);
+    }
+    assert_eq!(text.err, "", "no progress without a terminal");
+    let first = simulate(&["second", "--seed", "7", "-o", "json"]).await.json();
+    assert_eq!(first, simulate(&["second", "--seed", "7", "-o", "json"]).await.json(), "a seed repeats a run");
+    let keyset = &first["keysets"][0];
+    assert_eq!(
+        (&first["seed"], &keyset["name"], &keyset["tokens_rejected"], &keyset["cut"], &keyset["simulated_seconds"]),
+        (&json!(7), &json!("second"), &json!(0), &json!(false), &json!(259_200))
+    );
+    assert!(
+        keyset["rotations"].as_u64().unwrap() > 20 && keyset["tokens_presented"].as_u64().unwrap() > 100,
+        "{keyset}"
+    );
+    assert!(keyset["margins"]["new_key"]["milliseconds"].as_i64().unwrap() >= 0, "{keyset}");
+    let calm = simulate(&["second", "--faults", "none", "-o", "json"]).await.json();
+    assert_eq!((&calm["keysets"][0]["crashes"], calm["seed"].is_u64()), (&json!(0), true));
+}
+
+#[tokio::test]
+async fn simulate_says_which_setting_does_not_fit_what_is_true() {
+    let folder = folder(TABLES);
+    let simulate = async |rest: &[&str]| {
+        run(folder.path(), &[], &[&["simulate", "--config", "jwksd.toml", "--seed", "1"], rest].concat()).await
+    };
+    let text = simulate(&["--for", "1d", "--verifier", "envoy"]).await;
+    assert_eq!(text.code, 1, "{text:?}");
+    for told in [
+        "keyset.default.rotation.verifiers",
+        "keyset.default.rotation.propagation",
+        "name = \"envoy\"",
+        "envoy rejects it",
+    ] {
+        assert!(text.out.contains(told), "{told}: {}", text.out);
+    }
+    assert!(text.err.contains("rejected"), "{text:?}");
+    let document = simulate(&["--for", "1d", "--cache", "10m", "-o", "json"]).await;
+    assert_eq!(document.code, 1, "{document:?}");
+    let keyset = &document.json()["keysets"][0];
+    assert!(keyset["tokens_rejected"].as_u64().unwrap() > 0, "{keyset}");
+    assert_eq!(keyset["worst"]["cause"], "not-known-yet");
+    let settings: Vec<&Value> = keyset["advice"].as_array().unwrap().iter().map(|it| &it["setting"]).collect();
+    assert_eq!(settings, ["issuer.main.caches", "keyset.default.rotation.propagation"]);
+    let cut = simulate(&["--for", "10y", "--faults", "none", "--verifiers", "1", "-o", "json"]).await.json();
+    assert_eq!(cut["keysets"][0]["cut"], true, "an hour at a time that is too many rotations");
+    for (wrong, told) in [
+        (["--lag", "1m"], "a file store serves one process"),
+        (["--replicas", "2"], "a file store serves one process"),
+        (["--verifier", "nobody"], "`nobody` is not a known verifier"),
+        (["--faults", "all,none"], "stand alone"),
+        (["--for", "0s"], "--for"),
+        (["--skew", "soon"], "--skew"),
+    ] {
+        let ran = simulate(&wrong).await;
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains(told), "{told}: {ran:?}");
+    }
+}

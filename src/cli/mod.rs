@@ -26,6 +26,7 @@ mod notice;
 mod print;
 mod recover;
 mod render;
+mod simulate;
 mod timeline;
 mod tokens;
 mod trust;
@@ -123,6 +124,8 @@ enum Command {
         #[arg(long, value_name = "TIME")]
         from: Option<String>,
     },
+    /// Play the configuration through years with everything that goes wrong; needs no daemon
+    Simulate(simulate::SimulateArgs),
     /// Show keysets and their keys
     Status {
         keyset: Option<String>,
@@ -377,6 +380,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Plan { keyset, span, from } => {
             timeline::plan(&global, keyset.as_deref(), span.as_deref(), from.as_deref())
         }
+        Command::Simulate(args) => simulate::simulate(&global, &args),
         Command::Verifiers => config::verifiers(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -436,6 +440,7 @@ async fn remote(global: &Global, command: Command) -> Outcome {
         | Command::Check
         | Command::Notice { .. }
         | Command::Plan { .. }
+        | Command::Simulate(_)
         | Command::Verifiers
         | Command::Completions { .. }
         | Command::Inspect { .. } => Err(Failure::Failed("this command needs no daemon".to_owned())),
