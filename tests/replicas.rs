@@ -11,6 +11,8 @@ mod hub;
 mod recovery;
 #[path = "replicas/replica.rs"]
 mod replica;
+#[path = "replicas/telling.rs"]
+mod telling;
 
 use std::sync::Arc;
 

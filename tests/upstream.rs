@@ -506,6 +506,7 @@ fn report(replica: &str, generation: u64) -> Report {
         role: "signer".to_owned(),
         version: "0.1.0".to_owned(),
         publishes: true,
+        tells: false,
         generations: BTreeMap::from([(name("default"), generation)]),
         resumed: BTreeMap::from([(manager::ISSUER.to_owned(), at(5))]),
     }
