@@ -99,7 +99,7 @@ async fn refusal(replica: &Replica) -> Option<SigningFailure> {
     match replica.sign().await {
         Ok(_) => None,
         Err(SignFailure::Ours { reason, .. }) => Some(reason),
-        Err(SignFailure::Claims(error)) => panic!("{error}"),
+        Err(error @ (SignFailure::Claims(_) | SignFailure::Drained)) => panic!("{error}"),
     }
 }
 
