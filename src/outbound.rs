@@ -17,7 +17,7 @@ pub fn client(purpose: &str) -> ClientBuilder {
 /// The whole body of an answer, unless it has more than `longest` bytes.
 pub async fn body(mut response: Response, longest: usize) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(BodyError::Broken)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| BodyError::Broken(error.without_url()))? {
         if body.len() + chunk.len() > longest {
             return Err(BodyError::TooLong);
         }

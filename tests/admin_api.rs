@@ -615,6 +615,11 @@ async fn a_drained_keyset_ends_and_its_retired_keys_cannot_be_revoked() {
     assert_eq!(drained["action"], "drain");
     let refused = it.daemon.sign_answer("default", json!({ "claims": { "sub": "a", "aud": "b" } })).await;
     assert_eq!((refused.status, refused.slug().as_str()), (409, "keyset-drained"), "waiting does not help");
+    let metrics = it.daemon.metrics().await;
+    let of = ("keyset", "default");
+    assert_eq!(metrics.sum("jwksd_drained", &[of]), Some(1.0));
+    assert_eq!(metrics.sum("jwksd_sign_rejections_total", &[of, ("reason", "drained")]), Some(1.0));
+    assert_eq!(metrics.sum("jwksd_signing_failures_total", &[of]), Some(0.0), "it is no failure of ours");
     for path in ["/keysets/default/rotate", "/keysets/default/rollback"] {
         let answer = it.post(path, json!({})).await;
         assert_eq!((answer.status, answer.slug().as_str()), (409, "keyset-drained"), "{path}");

@@ -139,7 +139,7 @@ impl Site {
         match self.engine.sign(&self.cell(), &request, None, "test").await {
             Ok(issued) => Ok(issued.kid.to_string()),
             Err(SignFailure::Ours { reason, .. }) => Err(reason),
-            Err(SignFailure::Claims(error)) => panic!("{error}"),
+            Err(error @ (SignFailure::Claims(_) | SignFailure::Drained)) => panic!("{error}"),
         }
     }
 

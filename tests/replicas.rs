@@ -11,6 +11,8 @@ mod hub;
 mod recovery;
 #[path = "replicas/replica.rs"]
 mod replica;
+#[path = "replicas/telling.rs"]
+mod telling;
 
 use std::sync::Arc;
 
@@ -97,7 +99,7 @@ async fn refusal(replica: &Replica) -> Option<SigningFailure> {
     match replica.sign().await {
         Ok(_) => None,
         Err(SignFailure::Ours { reason, .. }) => Some(reason),
-        Err(SignFailure::Claims(error)) => panic!("{error}"),
+        Err(error @ (SignFailure::Claims(_) | SignFailure::Drained)) => panic!("{error}"),
     }
 }
 

@@ -14,6 +14,7 @@ use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Decision, Idempotency, Intent, Request, decide};
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use jwksd::keyring::name::Name;
+use jwksd::keyring::notice::Book;
 use jwksd::keyring::plan::{Desired, Facts};
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::record::{
@@ -1238,6 +1239,39 @@ async fn resealing_that_crashed_anywhere_is_resumed() {
         .await;
         assert!(writes >= 8, "{writes}");
     }
+}
+
+/// What receivers have heard is no reason to keep an old key in use; a newer release's is not ours to judge.
+#[tokio::test]
+async fn resealing_is_not_held_up_by_a_book_of_notices_that_cannot_be_used() {
+    let (old, new) = (ephemeral_seal(), ephemeral_seal());
+    let store = sealed_site(&old).await;
+    let ledger = Ledger::open(Arc::clone(&store), &[Arc::clone(&old)]).await.unwrap();
+    ledger.write_notices(&Book::default(), None).await.unwrap();
+    drop(ledger);
+    let put = async |bytes: &[u8]| {
+        let stored = store.read(&Document::Notices).await.unwrap().unwrap();
+        store.replace(&Document::Notices, Some(Digest::of(&stored)), bytes).await.unwrap();
+    };
+    let whole = String::from_utf8(store.read(&Document::Notices).await.unwrap().unwrap()).unwrap();
+    put(whole
+        .replace("\"format\": 1", "\"format\": 2")
+        .replace("\"written_by\": \"", "\"written_by\": \"x")
+        .as_bytes())
+    .await;
+    let reseal = async || {
+        Ledger::reseal(Arc::clone(&store), Arc::clone(&new), &[Arc::clone(&old)], associated_data, at(10)).await
+    };
+    let error = reseal().await.unwrap_err();
+    assert!(matches!(problem(error), RecordProblem::NewerFormat { format: 2, .. }));
+    put(b"{ damaged").await;
+    reseal().await.unwrap();
+    let ledger = Ledger::open(Arc::clone(&store), &[new]).await.unwrap();
+    intact(&ledger).await;
+    assert_eq!(ledger.installation().data_keys.len(), 1);
+    // Whoever sends begins anew with it, as with any that is damaged.
+    assert!(ledger.read_notices().await.unwrap_err().is_unusable_record());
+    ledger.renew_notices(&Book::default()).await.unwrap();
 }
 
 #[tokio::test]

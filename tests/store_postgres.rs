@@ -32,6 +32,7 @@ fn report(replica: &str) -> Report {
         role: "signer".to_owned(),
         version: "0.1.0".to_owned(),
         publishes: true,
+        tells: false,
         generations: [(name("a"), 1)].into(),
         resumed: Default::default(),
     }

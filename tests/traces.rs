@@ -196,7 +196,8 @@ async fn a_collector_that_is_away_is_felt_by_nobody() {
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let closed = support::ports::ReservedPort::any();
     for port in [closed.number(), mute.local_addr().unwrap().port()] {
-        let builder = traced(&format!("http://127.0.0.1:{port}"), "1").env("OTEL_BSP_MAX_QUEUE_SIZE", "16");
+        let builder =
+            traced(&format!("http://127.0.0.1:{port}/secret-in-the-url"), "1").env("OTEL_BSP_MAX_QUEUE_SIZE", "16");
         let mut daemon = builder.env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8").start().await;
         let begun = Instant::now();
         for _ in 0..200 {
@@ -208,6 +209,7 @@ async fn a_collector_that_is_away_is_felt_by_nobody() {
             let told = daemon.logs().iter().filter(|line| line.contains("takes no traces")).count();
             assert_eq!(told, 1, "once, not at each attempt");
         }
+        assert!(!daemon.logs().iter().any(|line| line.contains("secret-in-the-url")), "URLs may have credentials");
         let begun = Instant::now();
         assert!(daemon.sigterm().await.success());
         assert!(begun.elapsed() < Duration::from_secs(8), "the end took {:?}", begun.elapsed());

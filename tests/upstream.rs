@@ -506,6 +506,7 @@ fn report(replica: &str, generation: u64) -> Report {
         role: "signer".to_owned(),
         version: "0.1.0".to_owned(),
         publishes: true,
+        tells: false,
         generations: BTreeMap::from([(name("default"), generation)]),
         resumed: BTreeMap::from([(manager::ISSUER.to_owned(), at(5))]),
     }
@@ -743,5 +744,5 @@ async fn the_description_has_the_routes_that_there_are() {
     };
     let index: Value = get(&manager, "/v1/records", &[]).await.json().await.unwrap();
     assert!(index["documents"][0].as_object().unwrap().keys().all(|member| shape("IndexEntry").contains(member)));
-    assert_eq!(shape("ReportBody"), ["generations", "publishes", "resumed", "role", "version"]);
+    assert_eq!(shape("ReportBody"), ["generations", "publishes", "resumed", "role", "tells", "version"]);
 }

@@ -134,7 +134,7 @@ impl Engine {
             (None, _) => return Ok(()),
         };
         others.retain(|other| other.report.replica != self.replica);
-        self.notices.heed(&others);
+        self.notices.heed(&others, &self.replica);
         for cell in &self.directory().order {
             self.note_laggards(cell, &others);
         }
@@ -193,6 +193,7 @@ impl Engine {
             role: self.role.as_str().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             publishes,
+            tells: self.can_tell(),
             generations: shown.collect(),
             resumed: if publishes { self.resumed_by_url() } else { BTreeMap::new() },
         }

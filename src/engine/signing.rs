@@ -24,7 +24,7 @@ use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
 use crate::random;
 use crate::telemetry::audit::{SignatureLine, signature};
-use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SigningFailure};
+use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SignRejection, SigningFailure};
 use crate::telemetry::traces;
 
 /// A signed token.
@@ -44,6 +44,9 @@ pub enum SignFailure {
     /// The caller's claims.
     #[error(transparent)]
     Claims(#[from] ClaimError),
+    /// An operator ended the keyset: waiting does not help.
+    #[error("the keyset is drained")]
+    Drained,
     /// Ours; the reason is also the metric's label.
     #[error("the token could not be signed: {reason:?}")]
     Ours { reason: SigningFailure, cause: String },
@@ -53,7 +56,7 @@ impl SignFailure {
     /// `None` where the caller is at fault.
     fn reason(&self) -> Option<SigningFailure> {
         match self {
-            SignFailure::Claims(_) => None,
+            SignFailure::Claims(_) | SignFailure::Drained => None,
             SignFailure::Ours { reason, .. } => Some(*reason),
         }
     }
@@ -90,6 +93,7 @@ impl Engine {
             Ok(_) => metrics.signed(self.clock.clock().monotonic().saturating_sub(started)),
             Err(SignFailure::Ours { reason, .. }) => metrics.failed(*reason),
             Err(SignFailure::Claims(error)) => metrics.rejected(error.rejection().into()),
+            Err(SignFailure::Drained) => metrics.rejected(SignRejection::Drained),
         }
         result
     }
@@ -137,6 +141,9 @@ impl Engine {
             return Err(ours(SigningFailure::BackendUnavailable, "the seal has not been opened yet"));
         }
         let Some(active) = snapshot.active.clone() else {
+            if snapshot.keyring.drained {
+                return Err(SignFailure::Drained);
+            }
             return Err(ours(SigningFailure::NoActiveKey, "no key is active"));
         };
         drop(snapshot);
@@ -346,9 +353,10 @@ fn note_health(cell: &KeysetCell, failure: Option<&SignFailure>) {
             SigningFailure::BackendThrottled
             | SigningFailure::StaleKeyring
             | SigningFailure::NoActiveKey
-            | SigningFailure::Overload => return,
+            | SigningFailure::Overload
+            | SigningFailure::ClusterKeysUnavailable => return,
         },
-        Some(SignFailure::Claims(_)) => return,
+        Some(SignFailure::Claims(_) | SignFailure::Drained) => return,
     };
     if cell.remote.note(signs) {
         cell.wake.notify_one();

@@ -186,6 +186,7 @@ impl Engine {
         cell.metrics.set_standby_ready(sight.outlook.standby_ready > 0);
         cell.metrics.set_standby_expected(sight.outlook.standby_expected);
         cell.metrics.set_hold(is_held(keyring.hold.as_ref(), sight.now));
+        cell.metrics.set_drained(keyring.drained);
         // The one process that holds a file store's lock confirms it by being alive (DESIGN §1, S).
         let ago = cell.confirmed_at().map_or(0, |at| self.clock.boot().as_millis().saturating_sub(at));
         cell.metrics.set_confirmed(if ago == i64::MAX { Timestamp::EPOCH } else { sight.now - Span::from_millis(ago) });

@@ -90,7 +90,14 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     let (client, grant) =
         match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
             Ok(identified) => identified,
-            Err(response) => return refused(cell.as_deref(), response),
+            Err(response) => {
+                if response.status() == StatusCode::SERVICE_UNAVAILABLE
+                    && let Some(cell) = &cell
+                {
+                    cell.signing_metrics.load().failed(SigningFailure::ClusterKeysUnavailable);
+                }
+                return refused(cell.as_deref(), response);
+            }
         };
     Notes::client(&parts.extensions, &client);
     let cell = match admit(&grant, &keyset, cell) {
@@ -122,7 +129,7 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     }
 }
 
-/// Counts an answer to somebody who is not known, unless it is for want of the cluster's keys: that is no caller's mistake.
+/// Counts an answer to somebody who is not known as the caller's mistake, unless it is for want of the cluster's keys.
 fn refused(cell: Option<&KeysetCell>, response: Response) -> Response {
     if response.status() == StatusCode::UNAUTHORIZED {
         reject(cell, SignRejection::Unauthorized);
@@ -205,11 +212,9 @@ fn claim_problem(error: &ClaimError) -> Problem {
 fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) -> Problem {
     let (reason, cause) = match failure {
         SignFailure::Claims(error) => return claim_problem(error),
+        SignFailure::Drained => return ProblemType::KeysetDrained.into(),
         SignFailure::Ours { reason, cause } => (*reason, cause),
     };
-    if reason == SigningFailure::NoActiveKey && cell.snapshot.load().keyring.drained {
-        return ProblemType::KeysetDrained.into(); // Waiting does not help.
-    }
     let (kind, retry_after) = match reason {
         SigningFailure::NoActiveKey => (ProblemType::NoActiveKey, seconds_to_active(engine, cell)),
         SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),
@@ -223,6 +228,7 @@ fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) ->
         SigningFailure::BackendDenied => (ProblemType::BackendDenied, 5),
         SigningFailure::KeyDisabled => (ProblemType::KeyDisabled, 1),
         SigningFailure::VerificationFailed => (ProblemType::VerificationFailed, 1),
+        SigningFailure::ClusterKeysUnavailable => (ProblemType::ClusterKeysUnavailable, 1),
     };
     Problem::new(kind).detail(cause.clone()).retry_after(retry_after)
 }

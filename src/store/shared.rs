@@ -53,6 +53,8 @@ pub struct Report {
     pub version: String,
     /// Its public listener is open: what it has not taken up, its verifiers do not see.
     pub publishes: bool,
+    /// It can send notices to receivers: one of those that can does. Of older releases every manager counts.
+    pub tells: bool,
     /// Of each keyring that it shows.
     pub generations: BTreeMap<Name, u64>,
     /// By URL of each issuer that it publishes: since when without a long silence.

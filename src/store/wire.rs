@@ -77,6 +77,9 @@ pub struct ReportBody {
     pub version: String,
     /// Its public listener is open.
     pub publishes: bool,
+    /// It can send notices to receivers.
+    #[serde(default = "as_older_releases_do")]
+    pub tells: bool,
     /// Of each keyring that it shows.
     #[serde(deserialize_with = "by_known_name")]
     #[schema(value_type = BTreeMap<String, u64>)]
@@ -89,14 +92,19 @@ pub struct ReportBody {
 
 impl ReportBody {
     pub fn of(report: &Report) -> Self {
-        let Report { replica: _, role, version, publishes, generations, resumed } = report.clone();
-        ReportBody { role, version, publishes, generations, resumed }
+        let Report { replica: _, role, version, publishes, tells, generations, resumed } = report.clone();
+        ReportBody { role, version, publishes, tells, generations, resumed }
     }
 
     pub fn into_report(self, replica: String) -> Report {
-        let ReportBody { role, version, publishes, generations, resumed } = self;
-        Report { replica, role, version, publishes, generations, resumed }
+        let ReportBody { role, version, publishes, tells, generations, resumed } = self;
+        Report { replica, role, version, publishes, tells, generations, resumed }
     }
+}
+
+/// Those that do not say so were never told otherwise.
+fn as_older_releases_do() -> bool {
+    true
 }
 
 /// A keyset that a newer release may name so is none of ours.

@@ -286,6 +286,11 @@ impl KeysetMetrics {
         self.keyset.hold.store(held.into(), Relaxed);
     }
 
+    /// `jwksd_drained`
+    pub fn set_drained(&self, drained: bool) {
+        self.keyset.drained.store(drained.into(), Relaxed);
+    }
+
     /// `jwksd_keyring_confirmed_timestamp_seconds`: when the keyring was last confirmed with the store.
     pub fn set_confirmed(&self, at: Timestamp) {
         store_timestamp(&self.keyset.confirmed_millis, Some(at));
@@ -393,6 +398,7 @@ struct KeysetSeries {
     standby_ready: AtomicU64,
     standby_expected_millis: AtomicU64,
     hold: AtomicU64,
+    drained: AtomicU64,
     confirmed_millis: AtomicU64,
     /// A bit per [`Alarm`].
     alarms: AtomicU32,
@@ -458,6 +464,7 @@ impl KeysetSeries {
             standby_ready: AtomicU64::new(0),
             standby_expected_millis: AtomicU64::new(0),
             hold: AtomicU64::new(0),
+            drained: AtomicU64::new(0),
             confirmed_millis: AtomicU64::new(0),
             alarms: AtomicU32::new(0),
         }

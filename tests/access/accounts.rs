@@ -179,6 +179,11 @@ async fn an_api_server_that_is_down_at_the_start_is_asked_until_it_answers() {
     let answer = sign(&daemon, &token, SIGN, "https://api").await;
     assert_eq!((answer.status, answer.slug().as_str()), (503, "cluster-keys-unavailable"));
     assert_eq!(answer.header("retry-after"), "2");
+    let labels = |reason| [("keyset", "default"), ("reason", reason)];
+    let metrics = daemon.metrics().await;
+    let failures = metrics.sum("jwksd_signing_failures_total", &labels("cluster_keys_unavailable"));
+    let rejections = metrics.sum("jwksd_sign_rejections_total", &labels("unauthorized"));
+    assert_eq!((failures, rejections), (Some(1.0), Some(0.0)), "it is ours, not the caller's");
     assert_eq!(sign(&daemon, "no-such-token", SIGN, "https://api").await.status, 401, "what is no token of a cluster");
     let told = |line: &crate::support::LogLine| line.message().contains("cannot be fetched");
     assert!(daemon.log_line("why", told).await.field("error").contains("the API server does not answer"));

@@ -211,12 +211,12 @@ async fn each_failure_fires_its_alerts_and_no_others() {
         ("jwksd-healthy", &[]),
         ("jwksd-down", &["JwksdDown"]),
         ("jwksd-broken", &["JwksdConfigReloadFailed"]),
-        ("jwksd-drained", &["JwksdJwksUnavailable/main"]),
+        ("jwksd-drained", &["JwksdJwksUnavailable/main", "JwksdKeysetDrained"]),
         ("jwksd-kms", &["JwksdBackendUnavailable", "JwksdSigningFailing/busy", "JwksdSigningFailingLowTraffic/night"]),
         ("jwksd-withheld", &["JwksdBackendUnavailable", "JwksdNoStandby/busy"]),
         ("jwksd-clock", &["JwksdClockFrozen"]),
         ("jwksd-manager", &["JwksdDown"]),
-        ("jwksd-signer", &["JwksdKeyringGoingStale/default", "JwksdKeyringStale/default", "JwksdStoreUnavailable"]),
+        ("jwksd-signer", &["JwksdKeyringStale/default", "JwksdStoreUnavailable"]),
         // What is not shown there does not propagate.
         ("jwksd-probing", &["JwksdNoStandby/default", "JwksdPublicJwksWrong/main"]),
     ];

@@ -79,6 +79,7 @@ async fn a_replica_whose_seal_is_away_follows_what_others_write() {
     let own = reported.iter().find(|other| other.report.replica == sealed.replica()).unwrap();
     let generation = own.report.generations.values().copied().max();
     assert_eq!((own.report.publishes, generation), (true, Some(manager.generation())));
+    assert!(!own.report.tells, "receivers of notices hear nothing from it");
 }
 
 #[tokio::test]

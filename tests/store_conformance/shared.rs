@@ -95,6 +95,7 @@ fn report(replica: &str) -> Report {
         role: "all".to_owned(),
         version: "0.1.0".to_owned(),
         publishes: true,
+        tells: replica != "b",
         generations: BTreeMap::from([(name("a"), 7), (name("b"), u64::from(u32::MAX))]),
         resumed: BTreeMap::new(),
     }

@@ -88,7 +88,7 @@ pub(super) struct Notices {
     /// Held by whoever looks or notes what was heard.
     shelf: tokio::sync::Mutex<Shelf>,
     health: Mutex<BTreeMap<Name, Health>>,
-    /// Other managers of the store; `None`: not known yet.
+    /// Other managers of the store that can send; `None`: not known yet.
     managers: Mutex<Option<BTreeSet<String>>>,
 }
 
@@ -104,15 +104,27 @@ struct Health {
     told: Option<NotDelivered>,
 }
 
+impl Health {
+    /// How it stood, but not of which keysets it is to hear.
+    fn forget(&mut self) {
+        *self = Health { keysets: self.keysets.take(), ..Health::default() };
+    }
+}
+
 impl Notices {
     pub(super) fn news(&self) {
         self.news.send_replace(());
     }
 
-    /// Takes note of the other replicas.
-    pub(super) fn heed(&self, others: &[Replica]) {
-        let managers = others.iter().filter(|other| other.report.role != super::ReplicaRole::Signer.as_str());
-        let names = managers.map(|other| other.report.replica.clone()).collect();
+    /// Takes note of the other replicas. Where one of them is to send, what this process, `own`, knew of its receivers is
+    /// that one's to know now.
+    pub(super) fn heed(&self, others: &[Replica], own: &str) {
+        let signer = super::ReplicaRole::Signer.as_str();
+        let managers = others.iter().filter(|other| other.report.role != signer && other.report.tells);
+        let names: BTreeSet<String> = managers.map(|other| other.report.replica.clone()).collect();
+        if names.first().is_some_and(|first| first.as_str() < own) {
+            self.health().values_mut().for_each(Health::forget);
+        }
         *self.managers.lock().unwrap_or_else(PoisonError::into_inner) = Some(names);
     }
 
@@ -127,6 +139,10 @@ impl Notices {
     /// When the oldest notice that waits became due.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
         self.health().values().filter_map(|health| health.waiting).min()
+    }
+
+    fn is_gone(&self, receiver: &Name) -> bool {
+        self.health().get(receiver).is_some_and(|health| health.gone)
     }
 
     fn health(&self) -> MutexGuard<'_, BTreeMap<Name, Health>> {
@@ -260,14 +276,21 @@ impl Engine {
         }
     }
 
-    /// Whether it is up to this process to send: of all managers the first by name.
+    /// Whether this process could send, if no other did.
+    pub(super) fn can_tell(&self) -> bool {
+        let has_receivers = !self.notices.addressees.borrow().is_empty();
+        has_receivers && !self.is_reader() && !self.is_sealed() && self.is_open()
+    }
+
+    /// Whether it is up to this process to send: of all managers that can the first by name.
     async fn tells(&self) -> bool {
         let first = !self.is_shared() || {
             let managers = self.notices.managers.lock().unwrap_or_else(PoisonError::into_inner);
             managers.as_ref().is_some_and(|others| others.iter().all(|other| *other > self.replica))
         };
-        let tells = first && !self.is_reader() && !self.is_sealed() && self.is_open();
+        let tells = first && self.can_tell();
         if !tells {
+            self.notices.health().values_mut().for_each(Health::forget);
             self.keep_book(Span::ZERO).await;
             self.notices.shelf.lock().await.close();
         }
@@ -376,7 +399,11 @@ impl Engine {
             self.not_delivered(name, &error);
             if error == NotDelivered::Gone {
                 self.notices.edit(name, |health| health.gone = true);
-                std::future::pending::<()>().await; // Until a reload has everybody told anew.
+                // Until a reload has everybody told anew, or another manager sends.
+                while self.notices.is_gone(name) && self.tells().await {
+                    self.clock.clock().sleep(NOT_YET).await;
+                }
+                return Handed::NotOurs;
             }
             let now = self.clock.now();
             let late =

@@ -7,7 +7,6 @@ use crate::keyring::name::Name;
 use crate::keyring::notice::{Book, Heard, Mark};
 use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::LedgerError;
-use crate::store::record::RecordProblem;
 use crate::store::{Digest, StoreError};
 
 /// Receivers whose place is kept, those gone from the configuration included.
@@ -110,7 +109,7 @@ async fn read(engine: &Engine, now: Timestamp, receiver: &Receiver) -> Result<(B
     match ledger.read_notices().await {
         Ok(Some((book, digest))) => Ok((book, Some(digest))),
         Ok(None) => Ok((Book::default(), None)),
-        Err(error @ LedgerError::Record(_)) if !is_newer(&error) => {
+        Err(error) if error.is_unusable_record() => {
             tracing::error!(error = %chain(&error), "what receivers of notices have heard cannot be used: they are told again what the keysets' journals hold");
             let mut book = Book::default();
             for name in engine.notices.health().keys() {
@@ -121,11 +120,6 @@ async fn read(engine: &Engine, now: Timestamp, receiver: &Receiver) -> Result<(B
         }
         Err(error) => Err(error),
     }
-}
-
-/// A newer release's is left as it is.
-fn is_newer(error: &LedgerError) -> bool {
-    matches!(error, LedgerError::Record(record) if matches!(record.problem, RecordProblem::NewerFormat { .. }))
 }
 
 impl Engine {

@@ -3,7 +3,7 @@
 use crate::keyring::name::Name;
 use crate::seal::SealError;
 use crate::store::StoreError;
-use crate::store::record::RecordError;
+use crate::store::record::{RecordError, RecordProblem};
 
 /// Why the ledger refused or failed.
 ///
@@ -97,6 +97,11 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// A record that this release could read, were it whole. A newer release's is none.
+    pub fn is_unusable_record(&self) -> bool {
+        matches!(self, LedgerError::Record(error) if !matches!(error.problem, RecordProblem::NewerFormat { .. }))
+    }
+
     /// Whether what is stored cannot be trusted: somebody else wrote, changed, removed or put back a record.
     pub fn is_distrust(&self) -> bool {
         match self {

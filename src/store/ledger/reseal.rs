@@ -139,8 +139,15 @@ impl Ledger {
     async fn reseal_marks(&self) -> Result<(), LedgerError> {
         let stored = self.installation.load_full();
         SeenMark::of_installation(self.store.as_ref(), &self.keys).write(&stored.position).await?;
-        if let Some((book, digest)) = self.read_notices().await? {
-            self.write_notices(&book, Some(digest)).await?;
+        match self.read_notices().await {
+            Ok(Some((book, digest))) => _ = self.write_notices(&book, Some(digest)).await?,
+            Ok(None) => {}
+            // It keeps no key and no promise to verifiers. Whoever sends begins anew with it, and tells what an absent one
+            // would have untold.
+            Err(error) if error.is_unusable_record() => {
+                tracing::warn!(%error, "what receivers of notices have heard cannot be used and is left as it is: they will be told again");
+            }
+            Err(error) => return Err(error),
         }
         match self.read_alive().await? {
             Some(alive) => self.write_alive(&alive).await,

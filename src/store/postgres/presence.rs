@@ -36,6 +36,10 @@ const REPLICAS: &str = "SELECT replica, role, version, publishes, generations::t
      WHERE reported_at >= clock_timestamp() - $1::bigint * interval '1 millisecond' \
      ORDER BY reported_at DESC, replica LIMIT $2";
 
+/// In a replica's generations, with 0: it tells no receivers of notices. No keyset can be named so, and a release that does
+/// not know it passes it over.
+const TELLS: &str = "_tells";
+
 const FORGET: &str = "DELETE FROM {schema}.replicas WHERE replica = ANY($1)";
 
 pub(super) async fn report(pool: &Pool, replicas: &[Report]) -> Result<(), Failure> {
@@ -43,9 +47,12 @@ pub(super) async fn report(pool: &Pool, replicas: &[Report]) -> Result<(), Failu
     let rows: BTreeMap<&str, serde_json::Value> = replicas
         .iter()
         .map(|report| {
-            let Report { replica, role, version, publishes, generations, resumed } = report;
-            let generations: BTreeMap<&str, u64> =
-                generations.iter().map(|(keyset, generation)| (keyset.as_str(), *generation)).collect();
+            let Report { replica, role, version, publishes, tells, generations, resumed } = report;
+            let generations: BTreeMap<&str, u64> = generations
+                .iter()
+                .map(|(keyset, generation)| (keyset.as_str(), *generation))
+                .chain((!tells).then_some((TELLS, 0)))
+                .collect();
             let row = serde_json::json!({
                 "replica": replica, "role": role, "version": version, "publishes": publishes, "generations": generations,
                 "resumed": resumed,
@@ -78,6 +85,7 @@ fn replica(row: &tokio_postgres::Row) -> Result<Replica, Failure> {
     let generations: BTreeMap<String, u64> = serde_json::from_str(row.try_get(4)?).map_err(|error| {
         Failure::because(format!("the generations of the replica `{name}` are not numbers by keyset"), error)
     })?;
+    let tells = generations.get(TELLS) != Some(&0);
     // A keyset that a newer release may name so is none of ours.
     let generations =
         generations.into_iter().filter_map(|(keyset, at)| Some((Name::parse(&keyset).ok()?, at))).collect();
@@ -89,6 +97,7 @@ fn replica(row: &tokio_postgres::Row) -> Result<Replica, Failure> {
         role: row.try_get(1)?,
         version: row.try_get(2)?,
         publishes: row.try_get(3)?,
+        tells,
         generations,
         resumed,
     };

@@ -162,6 +162,8 @@ fn keys(page: &mut Page<'_>, keysets: &[Keyset]) -> fmt::Result {
     })?;
     let help = "Whether an operator holds scheduled transitions";
     per_keyset_integer(page, "jwksd_hold", help, keysets, |k| &k.hold)?;
+    let help = "Whether an operator ended the keyset";
+    per_keyset_integer(page, "jwksd_drained", help, keysets, |k| &k.drained)?;
     let help = "When the keyring was last confirmed with the store, 0 before the first time";
     per_keyset_seconds(page, "jwksd_keyring_confirmed_timestamp_seconds", help, keysets, |k| &k.confirmed_millis)
 }

@@ -63,6 +63,8 @@ label_values! {
         NoActiveKey => "no_active_key",
         /// The keyset's queue is full.
         Overload => "overload",
+        /// Whether the caller is a service account cannot be told: the cluster's keys are not there.
+        ClusterKeysUnavailable => "cluster_keys_unavailable",
     }
 }
 
@@ -79,6 +81,8 @@ label_values! {
         Unauthorized => "unauthorized",
         /// The request cannot be read.
         Malformed => "malformed",
+        /// An operator ended the keyset.
+        Drained => "drained",
     }
 }
 

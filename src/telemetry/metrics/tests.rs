@@ -104,6 +104,7 @@ fn every_handle_moves_its_own_series() {
     keyset.set_standby_ready(true);
     keyset.set_standby_expected(Some(at(1000)));
     keyset.set_hold(true);
+    keyset.set_drained(true);
     keyset.set_confirmed(at(2000));
     issuer.jwks_requested(JwksCode::from_status(304));
     issuer.set_publication_mismatch(2);
@@ -133,6 +134,7 @@ fn every_handle_moves_its_own_series() {
         (r#"jwksd_standby_ready{keyset="default"}"#, 1.0),
         (r#"jwksd_standby_expected_timestamp_seconds{keyset="default"}"#, 1_795_514_401.0),
         (r#"jwksd_hold{keyset="default"}"#, 1.0),
+        (r#"jwksd_drained{keyset="default"}"#, 1.0),
         (r#"jwksd_keyring_confirmed_timestamp_seconds{keyset="default"}"#, 1_795_514_402.0),
         (r#"jwksd_jwks_requests_total{issuer="main",code="304"}"#, 1.0),
         (r#"jwksd_publication_mismatch{issuer="main"}"#, 2.0),

@@ -126,7 +126,9 @@ impl Collector {
     }
 
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
-        let response = self.client.execute(request.try_into()?).await?;
+        // The URL may have credentials.
+        let request = reqwest::Request::try_from(request).map_err(reqwest::Error::without_url)?;
+        let response = self.client.execute(request).await.map_err(reqwest::Error::without_url)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = outbound::body(response, LONGEST_ANSWER).await?;
         let mut answer = http::Response::new(Bytes::from(body));
