@@ -159,7 +159,7 @@ pub(super) async fn describe(
             Notes::client(request.extensions(), &client);
             grant
         }
-        Err(response) => return refused(state.engine.keyset(&keyset).as_deref(), response),
+        Err(response) => return response,
     };
     let cell = match admit(&grant, &keyset, state.engine.keyset(&keyset)) {
         Ok(cell) => cell,
