@@ -5,7 +5,7 @@ use serde_json::json;
 use super::keysets::print_json;
 use super::{Failure, Global, Outcome, Output};
 use crate::app::{system_now, tls_files};
-use crate::config::{Config, ConfigErrors, ProcessRole, TlsFiles, examine_files, load};
+use crate::config::{Config, ConfigErrors, Keyset, ProcessRole, TlsFiles, examine_files, load};
 use crate::engine::chain;
 use crate::http::tls::{Standing, Tls};
 use crate::keyring::timing::derive;
@@ -109,6 +109,33 @@ fn certificate(config: &Config, table: &str, files: &TlsFiles) -> Result<Vec<Str
             }
             Ok(remarks)
         }
+    }
+}
+
+/// A configuration whose keysets can be foreseen without a daemon: one that runs, and a manager's.
+pub(super) fn foreseeable(global: &Global) -> Result<Config, Failure> {
+    let loaded = load(&global.source(), std::env::vars()).map_err(|error| Failure::Usage(chain(&error)))?;
+    if !loaded.timing.is_empty() {
+        let errors: Vec<String> = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect();
+        return Err(Failure::Usage(errors.join("\njwksd: ")));
+    }
+    if loaded.config.role == ProcessRole::Signer {
+        let message = "a signer's keysets and their timing are those that managers stored: use a manager's configuration (--config)";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    Ok(loaded.config)
+}
+
+/// The keyset of that name, or all.
+pub(super) fn chosen<'a>(config: &'a Config, keyset: Option<&str>) -> Result<Vec<&'a Keyset>, Failure> {
+    let wanted = |known: &&Keyset| keyset.is_none_or(|wanted| known.name.as_str() == wanted);
+    let found: Vec<&Keyset> = config.keysets.iter().filter(wanted).collect();
+    match (keyset, found.as_slice()) {
+        (Some(wanted), []) => {
+            let names: Vec<_> = config.keysets.iter().map(|known| known.name.to_string()).collect();
+            Err(Failure::Usage(format!("there is no keyset `{wanted}`: there are {}", names.join(", "))))
+        }
+        _ => Ok(found),
     }
 }
 

@@ -5,12 +5,12 @@ use std::io::IsTerminal;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::config::{chosen, foreseeable};
 use super::keysets::print_json;
 use super::print::plain;
 use super::timeline::duration;
 use super::{Failure, Global, Outcome, Output};
-use crate::config::{Config, Keyset, ProcessRole, StoreKind, load};
-use crate::engine::chain;
+use crate::config::{Config, Keyset, StoreKind};
 use crate::keyring::policy::Policy;
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::verifiers;
@@ -85,15 +85,10 @@ struct Played<'a> {
 }
 
 pub(super) fn simulate(global: &Global, args: &SimulateArgs) -> Outcome {
-    let config = configuration(global)?;
+    let config = foreseeable(global)?;
     let asked = length(&args.span)?;
     let faults = faults(&args.faults)?;
-    let wanted = |keyset: &&Keyset| args.keyset.as_ref().is_none_or(|wanted| keyset.name.as_str() == wanted);
-    let keysets: Vec<&Keyset> = config.keysets.iter().filter(wanted).collect();
-    if let (Some(wanted), []) = (&args.keyset, keysets.as_slice()) {
-        let names: Vec<_> = config.keysets.iter().map(|known| known.name.to_string()).collect();
-        return Err(Failure::Usage(format!("there is no keyset `{wanted}`: there are {}", names.join(", "))));
-    }
+    let keysets = chosen(&config, args.keyset.as_deref())?;
     let seed = args.seed.unwrap_or_else(|| u64::from(u32::from_be_bytes(crate::random::bytes())));
     let mut all = Vec::new();
     for keyset in keysets {
@@ -128,20 +123,6 @@ pub(super) fn simulate(global: &Global, args: &SimulateArgs) -> Outcome {
         1 => Err(Failure::Failed("1 live token was rejected".to_owned())),
         many => Err(Failure::Failed(format!("{many} live tokens were rejected"))),
     }
-}
-
-fn configuration(global: &Global) -> Result<Config, Failure> {
-    let loaded = load(&global.source(), std::env::vars()).map_err(|error| Failure::Usage(chain(&error)))?;
-    if !loaded.timing.is_empty() {
-        let errors: Vec<String> = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect();
-        return Err(Failure::Usage(errors.join("\njwksd: ")));
-    }
-    if loaded.config.role == ProcessRole::Signer {
-        let message =
-            "a signer's keysets and their timing are those that managers stored: simulate a manager's configuration";
-        return Err(Failure::Usage(message.to_owned()));
-    }
-    Ok(loaded.config)
 }
 
 fn faults(listed: &[Fault]) -> Result<Faults, Failure> {

@@ -5,13 +5,12 @@ use std::io::IsTerminal;
 
 use serde_json::{Value, json};
 
+use super::config::{chosen, foreseeable};
 use super::keysets::print_json;
 use super::print::plain;
 use super::render::{Paint, colour, short_kid, str_of};
 use super::{Failure, Global, Outcome, Output, time_or_duration};
 use crate::app::system_now;
-use crate::config::{ProcessRole, load};
-use crate::engine::chain;
 use crate::keyring::time::{Span, Timestamp};
 use crate::keyring::timeline::{AHEAD_MAX, Window, forecast};
 
@@ -23,28 +22,10 @@ const LISTED: usize = 12;
 
 /// The rotations to come of a configuration that is taken at `from` for the first time.
 pub(super) fn plan(global: &Global, keyset: Option<&str>, span: Option<&str>, from: Option<&str>) -> Outcome {
-    let loaded = load(&global.source(), std::env::vars()).map_err(|error| Failure::Usage(chain(&error)))?;
-    if !loaded.timing.is_empty() {
-        let errors: Vec<String> = loaded.timing.iter().map(|f| format!("{}: {}", f.path(), f.message)).collect();
-        return Err(Failure::Usage(errors.join("\njwksd: ")));
-    }
-    if loaded.config.role == ProcessRole::Signer {
-        let message =
-            "a signer's keysets and their timing are those that managers stored: plan a manager's configuration";
-        return Err(Failure::Usage(message.to_owned()));
-    }
+    let config = foreseeable(global)?;
     let start = from.map_or(Ok(system_now()), |from| time_or_duration(from, system_now()))?;
     let ahead = span.map(|span| duration("--for", span)).transpose()?;
-    let keysets: Vec<_> = loaded
-        .config
-        .keysets
-        .iter()
-        .filter(|known| keyset.is_none_or(|wanted| known.name.as_str() == wanted))
-        .collect();
-    if let (Some(wanted), []) = (keyset, keysets.as_slice()) {
-        let names: Vec<_> = loaded.config.keysets.iter().map(|known| known.name.to_string()).collect();
-        return Err(Failure::Usage(format!("there is no keyset `{wanted}`: there are {}", names.join(", "))));
-    }
+    let keysets = chosen(&config, keyset)?;
     let mut plans = Vec::new();
     for known in keysets {
         let ahead = ahead.unwrap_or_else(|| Window::of(&known.policy).ahead);

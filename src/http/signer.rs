@@ -91,12 +91,8 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
         match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
             Ok(identified) => identified,
             Err(response) => {
-                if response.status() == StatusCode::SERVICE_UNAVAILABLE
-                    && let Some(cell) = &cell
-                {
-                    cell.signing_metrics.load().failed(SigningFailure::ClusterKeysUnavailable);
-                }
-                return refused(cell.as_deref(), response);
+                count_unknown(cell.as_deref(), response.status());
+                return response;
             }
         };
     Notes::client(&parts.extensions, &client);
@@ -129,12 +125,15 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
     }
 }
 
-/// Counts an answer to somebody who is not known as the caller's mistake, unless it is for want of the cluster's keys.
-fn refused(cell: Option<&KeysetCell>, response: Response) -> Response {
-    if response.status() == StatusCode::UNAUTHORIZED {
-        reject(cell, SignRejection::Unauthorized);
+/// Somebody who is not known is the caller's mistake, unless it is for want of the cluster's keys.
+fn count_unknown(cell: Option<&KeysetCell>, answered: StatusCode) {
+    match (answered, cell) {
+        (StatusCode::SERVICE_UNAVAILABLE, Some(cell)) => {
+            cell.signing_metrics.load().failed(SigningFailure::ClusterKeysUnavailable);
+        }
+        (StatusCode::UNAUTHORIZED, cell) => reject(cell, SignRejection::Unauthorized),
+        _ => {}
     }
-    response
 }
 
 /// The part of a keyset that signing needs.
