@@ -31,7 +31,7 @@ use crate::engine::{Declared, Engine, Records, ReplicaRole, Settings, StartError
 use crate::http::access::AccessLog;
 use crate::http::admin::AdminState;
 use crate::http::listener::{BindError, BoundListener, ListenAddress, ListenerOptions, raise_open_file_limit};
-use crate::http::middleware::{HostPolicy, guard_host};
+use crate::http::middleware::{HostPolicy, Routes, guard_host};
 use crate::http::ops::OpsState;
 use crate::http::replication::{MOST_CONNECTIONS, ReplicationState};
 use crate::http::signer::SignerState;
@@ -142,7 +142,7 @@ pub struct App {
 struct Bound {
     name: &'static str,
     listener: BoundListener,
-    router: axum::Router,
+    routes: Routes,
     tls: Option<Arc<Tls>>,
 }
 
@@ -216,32 +216,34 @@ impl App {
                 }
                 reloader.follow_tls(name, tls.clone());
             }
-            let router = match name {
-                "public" => crate::http::public::router(engine.clone()),
+            let routes: Routes = match name {
+                "public" => crate::http::public::routes(engine.clone()),
                 "ops" => crate::http::ops::router(OpsState {
                     engine: engine.clone(),
                     stopping: stopping.clone(),
                     told: Arc::default(),
-                }),
+                })
+                .into(),
                 "signer" => {
                     let state = SignerState { engine: engine.clone(), clients: access.clients.clone() };
-                    guarded(crate::http::signer::router(state), &socket, tls.as_ref())
+                    crate::http::signer::routes(state, host_policy(&socket, tls.as_ref()))
                 }
                 "replication" => {
                     let Some(relay) = relay.clone() else { continue };
                     let (clients, stopping) = (access.replicas.clone(), shutdown.clone());
                     let state = ReplicationState { relay, clients, stopping };
-                    guarded(crate::http::replication::router(state), &socket, tls.as_ref())
+                    let policy = host_policy(&socket, tls.as_ref());
+                    guard_host(crate::http::replication::router(state), policy).into()
                 }
                 _ => {
                     let reload = reload::handle(reloader.clone());
                     let page = config.admin.as_ref().is_some_and(|admin| admin.page);
                     let (tokens, certificates) = (access.admins.clone(), access.operators.clone());
                     let state = AdminState { engine: engine.clone(), tokens, certificates, reload, page };
-                    guarded(crate::http::admin::router(state), &socket, tls.as_ref())
+                    guard_host(crate::http::admin::router(state), host_policy(&socket, tls.as_ref())).into()
                 }
             };
-            listeners.push(Bound { name, listener: socket, router, tls });
+            listeners.push(Bound { name, listener: socket, routes, tls });
         }
         let remote = sealed.is_some() || leftovers::uses_aws_kms(&engine);
         Ok(App { engine, aws_kms, listeners, stopping, reloader, herald, sealed, remote, relay, access_log, shutdown })
@@ -288,7 +290,7 @@ impl App {
         for bound in listeners {
             let options = ListenerOptions { access_log: access_log.clone(), ..options(bound.name, bound.tls) };
             tracing::info!(listener = bound.name, address = %bound.listener.local_addr(), "listening");
-            serving.spawn(bound.listener.serve(bound.router, options, shutdown.clone()));
+            serving.spawn(bound.listener.serve(bound.routes, options, shutdown.clone()));
         }
         engine.opened().await;
         herald.ready().await;
@@ -601,13 +603,12 @@ pub fn tls_files(config: &Config, table: &str, files: &crate::config::TlsFiles) 
 }
 
 /// Signer and admin answer only for hosts that a web page cannot take over (DNS rebinding).
-fn guarded(router: axum::Router, socket: &BoundListener, tls: Option<&Arc<Tls>>) -> axum::Router {
+fn host_policy(socket: &BoundListener, tls: Option<&Arc<Tls>>) -> Arc<HostPolicy> {
     let policy = HostPolicy::new(socket.local_addr(), []).expect("no names are given");
-    let policy = match tls {
+    Arc::new(match tls {
         Some(tls) => policy.with_certificate(tls.clone()),
         None => policy,
-    };
-    guard_host(router, Arc::new(policy))
+    })
 }
 
 /// Wall-clock time for what runs without a daemon.

@@ -367,6 +367,29 @@ uid = 4294967
     }
 }
 
+/// Most sign requests go around the router: whatever its layers would have checked or undone holds for them too.
+#[tokio::test]
+async fn a_sign_request_is_refused_for_foreign_hosts_and_origins_and_its_path_is_decoded() {
+    let daemon = Daemon::builder().tables(TABLES).start().await;
+    let body = json!({ "claims": { "sub": "a", "aud": "b" } });
+    for (name, value, slug) in [
+        ("host", "attacker.example", "host-not-allowed"),
+        ("host", "127.0.0.1.attacker.example", "host-not-allowed"),
+        ("origin", "https://attacker.example", "foreign-origin"),
+        ("sec-fetch-site", "cross-site", "foreign-origin"),
+    ] {
+        let answer = sign(&daemon, "default").header(name, value).json(&body).expect(403).await;
+        assert_eq!(answer.slug(), slug, "{name}: {value}");
+    }
+    for host in ["localhost", "127.0.0.1", "[::1]:1"] {
+        sign(&daemon, "default").header("host", host).json(&body).expect(200).await;
+    }
+    sign(&daemon, "%64efault").json(&body).expect(200).await;
+    assert_eq!(sign(&daemon, "de%2Ffault").json(&body).expect(404).await.slug(), "unknown-keyset");
+    let get = Call::get(&daemon, "signer", "/v1/keysets/default/sign");
+    assert_eq!(get.expect(405).await.slug(), "method-not-allowed");
+}
+
 #[tokio::test]
 async fn the_jwks_is_served_as_verifiers_and_caches_need_it() {
     let mut daemon = Daemon::builder().tables(TABLES).start().await;

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::access::AccessLog;
 use super::body::BODY_LIMIT;
 use super::connection::Connections;
-use super::middleware::Edge;
+use super::middleware::{Edge, Routes};
 use super::tls::Tls;
 use super::wire::Transport;
 
@@ -160,10 +159,15 @@ impl BoundListener {
     }
 
     /// Serves until `shutdown`, then answers what was asked and returns. HTTP/1.1 and HTTP/2, over TLS (ALPN) or not
-    /// (prior knowledge); [`Edge`] is put around `router`; requests carry [`Peer`], [`super::middleware::RequestId`] and,
+    /// (prior knowledge); [`Edge`] is put around `routes`; requests carry [`Peer`], [`super::middleware::RequestId`] and,
     /// where one was shown, [`super::certificate::ClientCertificate`] in their extensions.
-    pub async fn serve(self, router: Router, options: ListenerOptions, shutdown: CancellationToken) -> Drained {
-        let edge = Edge::new(router, options.name, options.body_timeout)
+    pub async fn serve(
+        self,
+        routes: impl Into<Routes>,
+        options: ListenerOptions,
+        shutdown: CancellationToken,
+    ) -> Drained {
+        let edge = Edge::new(routes, options.name, options.body_timeout)
             .with_body_limit(options.body_limit)
             .with_access_log(&options.access_log);
         let connections = Arc::new(Connections::new(edge, options.clone(), shutdown.clone()));

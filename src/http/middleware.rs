@@ -5,6 +5,7 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -65,6 +66,7 @@ impl std::fmt::Debug for RequestId {
 #[derive(Clone)]
 pub struct Edge {
     router: Router,
+    shortcut: Option<Arc<dyn Shortcut>>,
     listener: &'static str,
     body_limit: usize,
     body_timeout: Duration,
@@ -73,12 +75,35 @@ pub struct Edge {
     access: Arc<Sampling>,
 }
 
+/// A way around the router for the requests that come by the thousand: what the router's layers cost, they would pay at
+/// each one. Whatever the layers check, it checks itself.
+pub trait Shortcut: Send + Sync {
+    /// The answer to a request of its kind; gives back any other.
+    fn take(&self, request: Request) -> Result<Answering<'_>, Request>;
+}
+
+/// An answer under way.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Response> + Send + 'a>>;
+
+/// What answers the requests of a listener.
+pub struct Routes {
+    pub router: Router,
+    pub shortcut: Option<Arc<dyn Shortcut>>,
+}
+
+impl From<Router> for Routes {
+    fn from(router: Router) -> Self {
+        Routes { router, shortcut: None }
+    }
+}
+
 impl Edge {
     /// `listener` names the listener in logs; a body must arrive within `body_timeout`.
-    pub fn new(router: Router, listener: &'static str, body_timeout: Duration) -> Self {
+    pub fn new(routes: impl Into<Routes>, listener: &'static str, body_timeout: Duration) -> Self {
         let (ids, sieves) = (Arc::new(RequestIds::new()), Arc::new(Sieves::new()));
+        let Routes { router, shortcut } = routes.into();
         let (router, access) = (router.layer(NoteRoute), AccessLog::new().of(listener));
-        Edge { router, listener, body_limit: BODY_LIMIT, body_timeout, ids, sieves, access }
+        Edge { router, shortcut, listener, body_limit: BODY_LIMIT, body_timeout, ids, sieves, access }
     }
 
     /// Requests get lines as `log` says.
@@ -97,7 +122,6 @@ impl Edge {
     /// Answers one request.
     pub async fn answer(&self, mut request: Request) -> Response {
         let id = RequestId::sent(request.headers()).unwrap_or_else(|| self.ids.next());
-        request.extensions_mut().insert(id.clone());
         let span = self.span(&request, &id);
         let watched = Watched::begin(self.listener, &self.access, &mut request);
         let traced = watched.as_ref().map_or_else(Span::none, Watched::span);
@@ -116,14 +140,10 @@ impl Edge {
 
     async fn answer_within(&self, request: Request, id: &RequestId) -> Response {
         let mut response = match self.limited(request) {
-            Ok(request) => match catch_panic(self.router.clone().call(request)).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(never)) => match never {},
-                Err(panic) => {
-                    tracing::error!(request_id = id.as_str(), panic = panic_text(&*panic), "a handler panicked");
-                    ProblemType::Internal.into_response()
-                }
-            },
+            Ok(request) => catch_panic(self.handle(request, id)).await.unwrap_or_else(|panic| {
+                tracing::error!(request_id = id.as_str(), panic = panic_text(&*panic), "a handler panicked");
+                ProblemType::Internal.into_response()
+            }),
             Err(problem) => problem.into_response(),
         };
         let problem = response.extensions_mut().remove::<Problem>().or_else(|| problem_of_bare(&response));
@@ -132,6 +152,22 @@ impl Edge {
             problem.write_to(&mut response, Some(id));
         }
         response
+    }
+
+    async fn handle(&self, request: Request, id: &RequestId) -> Response {
+        let taken = match &self.shortcut {
+            Some(shortcut) => shortcut.take(request),
+            None => Err(request),
+        };
+        let mut request = match taken {
+            Ok(answering) => return answering.await,
+            Err(request) => request,
+        };
+        request.extensions_mut().insert(id.clone());
+        match self.router.clone().call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
     }
 
     fn limited(&self, request: Request) -> Result<Request, Problem> {
@@ -148,10 +184,11 @@ impl Edge {
         Ok(request.map(|body| Body::new(Limited::new(body, self.body_limit, self.body_timeout))))
     }
 
-    /// Reads are in a debug span, which costs nothing when it is off; what signs or changes something in an info span.
+    /// Reads and signatures are in a debug span, which costs nothing when it is off (a problem names its request anyway);
+    /// what changes something in an info span.
     fn span(&self, request: &Request, id: &RequestId) -> Span {
         let (listener, id, method) = (self.listener, id.as_str(), request.method());
-        if method == Method::GET || method == Method::HEAD {
+        if method == Method::GET || method == Method::HEAD || listener == "signer" {
             debug_span!("request", listener, id, %method, path = short_path(request))
         } else {
             info_span!("request", listener, id, %method, path = short_path(request))
@@ -188,8 +225,13 @@ impl RequestIds {
     }
 
     fn next(&self) -> RequestId {
-        let text = format!("{:08x}-{:x}", self.process, self.count.fetch_add(1, Ordering::Relaxed));
-        RequestId(HeaderValue::try_from(text).expect("hexadecimal digits and a hyphen are a header value"))
+        let mut text = [0; 8 + 1 + 16];
+        let mut rest = &mut text[..];
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        write!(rest, "{:08x}-{count:x}", self.process).expect("there is room for two numbers");
+        let unused = rest.len();
+        let text = &text[..text.len() - unused];
+        RequestId(HeaderValue::from_bytes(text).expect("hexadecimal digits and a hyphen are a header value"))
     }
 }
 
@@ -198,6 +240,8 @@ impl RequestIds {
 #[derive(Clone, Debug)]
 pub struct HostPolicy {
     listen: Option<IpAddr>,
+    /// What most clients send: the address listened on, as it is written.
+    own: String,
     names: Vec<(String, Option<u16>)>,
     /// Behind TLS: what its certificate is for.
     tls: Option<Arc<Tls>>,
@@ -213,23 +257,26 @@ impl HostPolicy {
     /// Allows literal loopback addresses and `localhost` with any port, the address listened on, and `names` (`name`
     /// for any port, `name:port` for one). On an unspecified address (`0.0.0.0`) any literal address is allowed: a page
     /// can be of such a host only if that host served it.
-    pub fn new<'a>(listen: &ListenAddress, names: impl IntoIterator<Item = &'a str>) -> Result<Self, HostNameError> {
+    pub fn new<'a>(address: &ListenAddress, names: impl IntoIterator<Item = &'a str>) -> Result<Self, HostNameError> {
         let parsed = |name: &str| {
             let wrong = || HostNameError { name: name.chars().take(80).collect() };
             let authority: Authority = name.parse().map_err(|_| wrong())?;
             host_and_port(&authority).ok_or_else(wrong)
         };
         let names = names.into_iter().map(parsed).collect::<Result<_, _>>()?;
-        let listen = match listen {
+        let listen = match address {
             ListenAddress::Tcp(address) => Some(address.ip()),
             ListenAddress::Unix { .. } => None,
         };
-        Ok(HostPolicy { listen, names, tls: None })
+        Ok(HostPolicy { listen, own: address.to_string(), names, tls: None })
     }
 
     /// Refuses a request whose `Host` (or HTTP/2 `:authority`) is not allowed, and one that `Origin` or `Sec-Fetch-Site`
     /// shows to come from elsewhere. Over a Unix socket, which no page reaches, any host will do.
     pub fn check(&self, uri: &Uri, headers: &HeaderMap, peer: Option<&Peer>) -> Result<(), Problem> {
+        if self.is_plain(uri, headers) {
+            return Ok(());
+        }
         let hosts = named_hosts(uri, headers)?;
         let local = matches!(peer, Some(Peer::Unix { .. }));
         if !local {
@@ -244,6 +291,13 @@ impl HostPolicy {
             return Err(ProblemType::ForeignOrigin.into());
         }
         Ok(())
+    }
+
+    /// The request names the address listened on and nothing else; no browser says where it comes from.
+    fn is_plain(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        let mut hosts = headers.get_all(HOST).iter();
+        let own = hosts.next().is_some_and(|host| host.as_bytes() == self.own.as_bytes()) && hosts.next().is_none();
+        own && uri.authority().is_none() && !headers.contains_key(ORIGIN) && !headers.contains_key("sec-fetch-site")
     }
 
     fn allows(&self, host: &str, port: Option<u16>) -> bool {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::access::Notes;
 use super::conditional::names;
+use super::middleware::{Answering, Routes, Shortcut};
 use super::problem::{Problem, ProblemType};
 use crate::engine::{Engine, IssuerCell, JwksDocument, RouteKind};
 use crate::keyring::discovery::discovery_document;
@@ -22,12 +23,22 @@ const JWK_SET: HeaderValue = HeaderValue::from_static(RouteKind::Jwks.media_type
 const JSON: HeaderValue = HeaderValue::from_static(RouteKind::Discovery.media_type());
 const ANYONE: HeaderValue = HeaderValue::from_static("*");
 
-/// The router of the public listener. Paths come from the configured issuers, so it matches them itself.
-pub fn router(engine: Arc<Engine>) -> Router {
-    Router::new().fallback(serve).with_state(engine)
+/// The routes of the public listener. Paths come from the configured issuers, so it matches them itself.
+pub fn routes(engine: Arc<Engine>) -> Routes {
+    Routes { router: Router::new(), shortcut: Some(Arc::new(Public { engine })) }
 }
 
-async fn serve(State(engine): State<Arc<Engine>>, request: Request) -> Response {
+struct Public {
+    engine: Arc<Engine>,
+}
+
+impl Shortcut for Public {
+    fn take(&self, request: Request) -> Result<Answering<'_>, Request> {
+        Ok(Box::pin(std::future::ready(serve(&self.engine, &request))))
+    }
+}
+
+fn serve(engine: &Engine, request: &Request) -> Response {
     let directory = engine.directory();
     let Some(route) = directory.routes.get(request.uri().path()) else {
         return ProblemType::NotFound.into_response();

@@ -1,13 +1,15 @@
 //! What applications ask for: signatures.
 
+use std::future::ready;
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::access::Notes;
@@ -16,6 +18,7 @@ use super::certificate::ClientCertificate;
 use super::clients::{Clients, Grant};
 use super::json::is_json;
 use super::listener::Peer;
+use super::middleware::{Answering, HostPolicy, Routes, Shortcut, guard_host};
 use super::problem::{Problem, ProblemType, method_not_allowed, not_found};
 use super::view::PolicyView;
 use crate::engine::{Engine, Issued, KeysetCell, SignFailure};
@@ -29,13 +32,46 @@ pub struct SignerState {
     pub clients: Arc<Clients>,
 }
 
-pub fn router(state: SignerState) -> Router {
-    Router::new()
-        .route("/v1/keysets/{keyset}/sign", post(sign))
+/// The routes of the signer listener, which answers for the hosts of `policy` alone.
+pub fn routes(state: SignerState, policy: Arc<HostPolicy>) -> Routes {
+    let shortcut = Signing { state: state.clone(), policy: policy.clone() };
+    let router = Router::new()
+        .route(SIGN, post(sign))
         .route("/v1/keysets/{keyset}", get(describe))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(state)
+        .with_state(state);
+    Routes { router: guard_host(router, policy), shortcut: Some(Arc::new(shortcut)) }
+}
+
+const SIGN: &str = "/v1/keysets/{keyset}/sign";
+
+/// The shortcut for what is asked most.
+struct Signing {
+    state: SignerState,
+    policy: Arc<HostPolicy>,
+}
+
+impl Shortcut for Signing {
+    fn take(&self, request: Request) -> Result<Answering<'_>, Request> {
+        if request.method() != Method::POST || keyset_of(request.uri().path()).is_none() {
+            return Err(request);
+        }
+        if let Err(problem) = self.policy.check(request.uri(), request.headers(), request.extensions().get::<Peer>()) {
+            return Ok(Box::pin(ready(problem.into_response())));
+        }
+        Notes::path(request.extensions(), SIGN);
+        Ok(Box::pin(async {
+            let path = request.uri().clone();
+            answer_for(&self.state, keyset_of(path.path()).unwrap_or_default(), request).await
+        }))
+    }
+}
+
+/// The keyset whose tokens are asked for at this path; `None` also where the router has to decode it.
+fn keyset_of(path: &str) -> Option<&str> {
+    let keyset = path.strip_prefix("/v1/keysets/")?.strip_suffix("/sign")?;
+    (!keyset.is_empty() && !keyset.contains(['/', '%'])).then_some(keyset)
 }
 
 /// What is asked to be signed.
@@ -62,7 +98,8 @@ pub enum TtlBody {
 }
 
 /// A signed token.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, utoipa::ToSchema)]
+#[allow(dead_code, reason = "the shape for the API description; `rendered` writes it")]
 pub struct SignAnswer {
     /// A compact JWS (RFC 7515 §7.1).
     token: String,
@@ -73,20 +110,31 @@ pub struct SignAnswer {
     expires_in: i64,
 }
 
-impl From<Issued> for SignAnswer {
-    fn from(issued: Issued) -> Self {
-        let Issued { token, kid, alg, expires_at, expires_in } = issued;
-        SignAnswer { token, kid: kid.to_string(), alg, expires_at, expires_in }
-    }
+/// A [`SignAnswer`]. Everything in it but the kid is letters, digits, `-`, `_` and `.`: there is nothing to escape.
+fn rendered(issued: &Issued) -> Response {
+    let Issued { token, kid, alg, expires_at, expires_in } = issued;
+    let kid = serde_json::to_string(kid.as_str()).unwrap_or_default();
+    let json = format!(
+        r#"{{"token":"{token}","kid":{kid},"alg":"{alg}","expires_at":{expires_at},"expires_in":{expires_in}}}"#
+    );
+    let mut response = Response::new(Body::from(json));
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
 }
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 #[utoipa::path(post, path = "/v1/keysets/{keyset}/sign", tag = "signer", request_body = SignBody,
     params(("keyset" = String, Path, description = "Name of a keyset")),
     responses((status = 200, body = SignAnswer), (status = "4XX", body = super::openapi::ProblemBody, content_type = "application/problem+json"), (status = "5XX", body = super::openapi::ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<String>, request: Request) -> Response {
+    answer_for(&state, &keyset, request).await
+}
+
+async fn answer_for(state: &SignerState, keyset: &str, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Some(peer) = parts.extensions.get::<Peer>().copied() else { return ProblemType::Internal.into_response() };
-    let cell = state.engine.keyset(&keyset);
+    let cell = state.engine.keyset(keyset);
     let (client, grant) =
         match state.clients.identify(&parts.headers, &peer, parts.extensions.get::<ClientCertificate>()).await {
             Ok(identified) => identified,
@@ -96,7 +144,7 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
             }
         };
     Notes::client(&parts.extensions, &client);
-    let cell = match admit(&grant, &keyset, cell) {
+    let cell = match admit(&grant, keyset, cell) {
         Ok(cell) => cell,
         Err(problem) => return problem.into_response(),
     };
@@ -120,7 +168,7 @@ pub(super) async fn sign(State(state): State<SignerState>, Path(keyset): Path<St
         }
     };
     match state.engine.sign(&cell, &parsed, grant.audiences.as_deref(), &client).await {
-        Ok(issued) => Json(SignAnswer::from(issued)).into_response(),
+        Ok(issued) => rendered(&issued),
         Err(failure) => failure_problem(&state.engine, &cell, &failure).into_response(),
     }
 }
