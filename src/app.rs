@@ -8,6 +8,7 @@ mod publishers;
 mod reload;
 mod storage;
 mod stores;
+mod unfit;
 mod unseal;
 
 use std::future::Future;
@@ -36,15 +37,16 @@ use crate::http::ops::OpsState;
 use crate::http::replication::{MOST_CONNECTIONS, ReplicationState};
 use crate::http::signer::SignerState;
 use crate::http::tls::{ClientCertificates, Tls, TlsError, TlsFiles};
-use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
-use crate::keyring::timing::Finding;
+use crate::memory;
 use crate::seal::data_keys::LateDataKeys;
 use crate::store::ledger::LedgerError;
 use crate::store::relay::Relay;
 use crate::store::wire::LONGEST_REPORT;
 use crate::systemd::Systemd;
 use crate::telemetry::metrics::Metrics;
+
+use unfit::Unfit;
 
 pub use access::{AccessError, fresh_token};
 pub use notices::webhooks;
@@ -97,10 +99,10 @@ fn refused(errors: Vec<StartError>, loaded: &Loaded) -> AppError {
 
 /// Each refusal in words, with the arithmetic of a configuration that does not fit.
 fn explained(errors: Vec<StartError>, loaded: &Loaded) -> Vec<String> {
+    let unfit = Unfit::of(loaded);
     let explain = |error: StartError| match error {
         StartError::NewDoesNotFit { keyset } => {
-            let concerned = loaded.timing.iter().filter(|finding| concerns(finding, &keyset, loaded));
-            concerned.map(|finding| format!("{}: {}", finding.path(), finding.message)).collect()
+            unfit.concerning(&keyset).map(|finding| format!("{}: {}", finding.path(), finding.message)).collect()
         }
         error => vec![crate::engine::chain(&error)],
     };
@@ -294,6 +296,8 @@ impl App {
         }
         engine.opened().await;
         herald.ready().await;
+        // The configuration's text and tree, and whatever was read to build the keysets.
+        tokio::task::spawn_blocking(memory::give_back);
         if !engine.is_sealed() {
             engine.schedule();
         }
@@ -540,25 +544,14 @@ fn settings(config: &Config) -> Settings {
 
 /// The keysets of a configuration as the engine takes them.
 fn declared(loaded: &Loaded) -> Vec<Declared> {
-    let keysets = loaded.config.keysets.iter();
+    let (keysets, unfit) = (loaded.config.keysets.iter(), Unfit::of(loaded));
     keysets
         .map(|keyset| Declared {
             name: keyset.name.clone(),
-            fits: !loaded.timing.iter().any(|finding| concerns(finding, &keyset.name, loaded)),
-            policy: Arc::new(keyset.policy.clone()),
+            fits: unfit.concerning(&keyset.name).next().is_none(),
+            policy: keyset.policy.clone(),
         })
         .collect()
-}
-
-/// Whether a finding is about this keyset, its issuer or everything.
-fn concerns(finding: &Finding, keyset: &Name, loaded: &Loaded) -> bool {
-    match (&finding.keyset, &finding.issuer) {
-        (Some(of), _) => of == keyset,
-        (None, Some(of)) => {
-            loaded.config.keysets.iter().any(|known| known.name == *keyset && known.policy.issuer.name == *of)
-        }
-        (None, None) => true,
-    }
 }
 
 /// The smallest σ of any keyset: a step by more than that is noticed.

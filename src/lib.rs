@@ -10,6 +10,7 @@ pub mod engine;
 pub mod http;
 pub mod keyring;
 pub mod kubernetes;
+pub mod memory;
 pub mod outbound;
 pub mod publisher;
 pub mod random;

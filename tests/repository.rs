@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 15] = [
     &["publisher"],
     &["telemetry"],
     &["aws_kms"],
-    &["config", "clock", "outbound", "random", "systemd"],
+    &["config", "clock", "memory", "outbound", "random", "systemd"],
     &["simulation"],
     &["keyring"],
 ];

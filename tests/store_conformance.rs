@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jwksd::keyring::name::Name;
 use jwksd::store::file::FileStore;
@@ -514,4 +515,31 @@ async fn a_read_only_disk_fails_writes_and_serves_reads() {
     assert!(matches!(second, StoreError::Locked { .. }), "{second}");
     disk.remount_writable();
     store.replace(&keyring("a"), Some(Digest::of(b"x")), b"y").await.unwrap();
+}
+
+#[test]
+fn a_file_store_that_everybody_writes_to_at_once_takes_few_threads() {
+    let threads = Arc::new(AtomicUsize::new(0));
+    let counted = threads.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || _ = counted.fetch_add(1, Ordering::Relaxed))
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(FileStore::create(&folder.path().join("keyrings")).unwrap());
+        let mut writes = tokio::task::JoinSet::new();
+        for number in 0..300 {
+            let (store, keyset) = (store.clone(), Name::parse(&format!("keyset-{number}")).unwrap());
+            writes.spawn(async move { store.replace(&Document::Keyring(keyset), None, b"{}").await });
+        }
+        for written in writes.join_all().await {
+            written.unwrap();
+        }
+        assert_eq!(store.keysets().await.unwrap().len(), 300);
+    });
+    let threads = threads.load(Ordering::Relaxed);
+    // 32 at once; one that is about to rest has given its place away already.
+    assert!(threads < 100, "{threads} threads");
 }

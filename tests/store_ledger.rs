@@ -140,7 +140,7 @@ fn keyring(keyset: &Name, lineage: &str, keys: &DataKeys) -> Keyring {
 }
 
 fn following(current: &Loaded) -> Keyring {
-    let mut next = current.keyring.clone();
+    let mut next = (*current.keyring).clone();
     next.generation += 1;
     next.written_at = at(next.generation as i64);
     next
@@ -606,7 +606,7 @@ async fn generations_follow_each_other() {
     let ledger = initialise(Arc::new(MemoryStore::new()), &ephemeral_seal()).await.unwrap();
     let current = add(&ledger, &["a"]).await.remove(0);
     for generation in [0, 1, 3, u64::MAX] {
-        let next = Keyring { generation, ..current.keyring.clone() };
+        let next = Keyring { generation, ..(*current.keyring).clone() };
         assert!(matches!(ledger.save(Some(&current), &next).await, Err(LedgerError::OutOfSequence { .. })));
     }
     let next = following(&current);
@@ -1087,7 +1087,7 @@ async fn a_save_of_unknown_outcome_can_be_settled() {
                 healthy.save(current.as_ref(), &next).await.unwrap();
             }
             (Fault::After, Settled::Written(loaded)) => {
-                assert_eq!((&loaded.keyring, &loaded.mark), (&next, &Mark::Current));
+                assert_eq!((&*loaded.keyring, &loaded.mark), (&next, &Mark::Current));
                 healthy.save(Some(&*loaded), &following(&loaded)).await.unwrap();
                 let neither = healthy.settle(current.as_ref(), &next).await;
                 assert!(matches!(neither, Err(LedgerError::Store(StoreError::Conflict { .. }))));

@@ -6,6 +6,7 @@ use crate::backend::KeyIdentity;
 use crate::backend::local::associated_data;
 use crate::config::{Loaded, LogFormat, Source, load};
 use crate::keyring::record::{Key, Keyring};
+use crate::memory;
 use crate::seal::data_keys::DataKeys;
 use crate::store::ledger::{Ledger, refuse_in_use};
 #[cfg(feature = "otel")]
@@ -33,6 +34,7 @@ fn run(loaded: Loaded, source: Source) -> Outcome {
         tracing::error!(key = %finding.path(), "{}", finding.message);
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = %loaded.origin, "jwksd starts");
+    memory::bound_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::Failed(error.to_string()))?.block_on(async {
         let mut stop = std::pin::pin!(stop_signal().map_err(failed)?);

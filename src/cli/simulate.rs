@@ -97,7 +97,7 @@ pub(super) fn simulate(global: &Global, args: &SimulateArgs) -> Outcome {
         let lasts = asked.min(Span::from_millis(gap.saturating_mul(ROTATIONS_MAX)));
         let scenario = Scenario {
             keyset: keyset.name.clone(),
-            policies: vec![keyset.policy.clone()],
+            policies: vec![(*keyset.policy).clone()],
             reality,
             begins: BEGINS,
             lasts,

@@ -23,6 +23,7 @@ mod watch;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::keyring::name::Name;
 use crate::keyring::policy::{IssuerPolicy, Policy};
@@ -93,7 +94,7 @@ pub enum ProcessRole {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyset {
     pub name: Name,
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
 }
 
 /// Where to listen, and how.

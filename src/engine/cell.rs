@@ -134,7 +134,7 @@ pub(super) struct Writer {
     /// `None` until the first write.
     pub stored: Option<Loaded>,
     /// A write whose outcome is not known: it is found out before anything else is written.
-    pub unsettled: Option<Keyring>,
+    pub unsettled: Option<Arc<Keyring>>,
 }
 
 /// One issuer in this process.
@@ -365,6 +365,8 @@ pub struct Directory {
     pub order: Vec<Arc<KeysetCell>>,
     pub issuers: Vec<Arc<IssuerCell>>,
     pub routes: HashMap<String, Route>,
+    /// By issuer URL, in the same order: rendering one issuer costs what it has, not what the installation has.
+    pub(super) members: HashMap<String, Vec<Arc<KeysetCell>>>,
 }
 
 /// What a path of the public listener serves.
@@ -391,8 +393,17 @@ impl RouteKind {
 }
 
 impl Directory {
-    pub fn keysets_of<'a>(&'a self, issuer: &'a Arc<IssuerCell>) -> impl Iterator<Item = &'a Arc<KeysetCell>> {
-        self.order.iter().filter(move |cell| Arc::ptr_eq(&cell.issuer, issuer))
+    /// Adds a keyset after those that are there.
+    pub(super) fn push(&mut self, cell: Arc<KeysetCell>) {
+        self.members.entry(cell.issuer.url.clone()).or_default().push(cell.clone());
+        self.order.push(cell.clone());
+        self.keysets.insert(cell.name.clone(), cell);
+    }
+
+    /// In the order of the configuration; none of an issuer that is of another directory.
+    pub fn keysets_of<'a>(&'a self, issuer: &'a IssuerCell) -> impl Iterator<Item = &'a Arc<KeysetCell>> {
+        let members = self.members.get(&issuer.url).into_iter().flatten();
+        members.filter(move |cell| std::ptr::eq(cell.issuer.as_ref(), issuer))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Taking up what other replicas of a shared store wrote, and knowing when the store last confirmed what is shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -327,7 +327,7 @@ impl Engine {
         } else if same {
             return Ok(());
         }
-        let next = Arc::new(loaded.keyring.clone());
+        let next = loaded.keyring.clone();
         writer.stored = Some(loaded);
         cell.leads.store(same, Ordering::Relaxed);
         cell.gives_way_until.store(0, Ordering::Relaxed);
@@ -379,20 +379,18 @@ impl Engine {
         let mut complete = true;
         let Some(installation) = self.installation() else { return };
         let directory = self.directory();
+        let begun =
+            |keyring: &Keyring| keyring.active().is_some() || keyring.last_promotion_at.is_some() || keyring.drained;
+        let begins = installation.keysets.iter().filter(|(name, entry)| {
+            let cell = directory.keysets.get(*name);
+            self.uses(name) && entry.first && !cell.is_some_and(|cell| begun(&cell.snapshot.load().keyring))
+        });
+        let waiting: HashSet<&str> = begins.map(|(_, entry)| entry.issuer.as_str()).collect();
         for issuer in &directory.issuers {
             let cells: Vec<_> = directory.keysets_of(issuer).collect();
             let published =
                 cells.iter().any(|cell| cell.snapshot.load().keyring.keys.iter().any(|key| key.published_at.is_some()));
-            let begun = |keyring: &Keyring| {
-                keyring.active().is_some() || keyring.last_promotion_at.is_some() || keyring.drained
-            };
-            let missing = installation.keysets.iter().any(|(name, entry)| {
-                let cell = directory.keysets.get(name);
-                entry.issuer == issuer.url
-                    && self.uses(name)
-                    && entry.first
-                    && !cell.is_some_and(|cell| begun(&cell.snapshot.load().keyring))
-            });
+            let missing = waiting.contains(issuer.url.as_str());
             complete &= !missing || published;
             if issuer.note_incomplete(missing && !published) && !issuer.is_withheld() {
                 for cell in cells {

@@ -16,6 +16,7 @@ mod publish;
 mod reconcile;
 pub mod scheduler;
 mod seal;
+mod side_by_side;
 pub mod signing;
 pub mod snapshot;
 mod start;
@@ -92,7 +93,7 @@ pub struct Engine {
     reconfigured: tokio::sync::Notify,
     scheduler: std::sync::Mutex<scheduler::Tasks>,
     /// Where issuers are published besides the public listener.
-    places: OnceLock<Vec<Arc<placing::Place>>>,
+    places: OnceLock<placing::Places>,
     /// Watches this process's background tasks.
     pub supervisor: Arc<supervise::Supervisor>,
     /// Steps that could not be stored.

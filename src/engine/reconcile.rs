@@ -355,6 +355,7 @@ impl Engine {
             Err(error) => return Err(CommitError::Signer(error)),
         };
         let asked = self.clock.boot();
+        let next = Arc::new(next);
         let saved = match self.save(cell, writer, &next).await {
             Ok(saved) => saved,
             Err(LedgerError::Overtaken { .. }) => {
@@ -375,7 +376,6 @@ impl Engine {
             self.presence.changed();
         }
         let before = cell.snapshot.load_full().keyring.clone();
-        let next = Arc::new(next);
         let was_full = self.room(cell, &before) == 0;
         self.show(cell, next.clone(), signer);
         self.report(cell, &before, &next);
@@ -389,9 +389,9 @@ impl Engine {
     }
 
     /// Writes, and where the outcome is unknown reads back what happened. What stays unknown is remembered.
-    async fn save(&self, cell: &KeysetCell, writer: &mut Writer, next: &Keyring) -> Result<Loaded, LedgerError> {
+    async fn save(&self, cell: &KeysetCell, writer: &mut Writer, next: &Arc<Keyring>) -> Result<Loaded, LedgerError> {
         let ledger = self.ledger()?;
-        let failed = match ledger.save(writer.stored.as_ref(), next).await {
+        let failed = match ledger.save_shared(writer.stored.as_ref(), next).await {
             Ok(saved) => return Ok(saved),
             Err(error @ LedgerError::Overtaken { .. }) => return Err(error),
             Err(error) if !error.may_pass() => return Err(error),
@@ -403,7 +403,7 @@ impl Engine {
             Err(error @ LedgerError::Overtaken { .. }) => Err(error),
             Err(error) if error.is_distrust() => Err(error),
             Err(_) => {
-                writer.unsettled = Some(next.clone());
+                writer.unsettled = Some(Arc::clone(next));
                 cell.uncertain.store(true, Ordering::Release);
                 cell.wake.notify_one();
                 Err(failed)
@@ -419,7 +419,7 @@ impl Engine {
             Ok(Settled::Written(saved)) => {
                 writer.stored = Some(*saved);
                 let before = cell.snapshot.load_full().keyring.clone();
-                let next = Arc::new(unsettled);
+                let next = unsettled;
                 // A signer that cannot be opened now is opened by the next pass.
                 let signer = self.ready_signer(cell, &next).await.ok().flatten();
                 self.show(cell, next.clone(), signer);

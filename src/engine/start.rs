@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Notify};
 use super::cell::{Directory, IssuerCell, KeysetCell, RemoteHealth, Route, RouteKind, SigningPool, Writer};
 use super::following::load_current;
 use super::reconcile::chain;
+use super::side_by_side::side_by_side;
 use super::snapshot::{KeysetSnapshot, Wanted};
 use super::{Declared, Engine};
 use crate::backend::BackendErrorKind;
@@ -57,7 +58,7 @@ impl StartError {
 /// A keyset about to become a cell.
 pub(super) struct Known {
     pub stored: Option<Loaded>,
-    pub keyring: Keyring,
+    pub keyring: Arc<Keyring>,
     pub wanted: Wanted,
     pub position: usize,
     /// Nobody has proved the keyring: the seal is out of reach, or the check failed.
@@ -85,8 +86,13 @@ impl Engine {
 
     /// What the configuration says, and what stood in the store when it was taken.
     pub(super) fn remember(&self, declared: &[Declared]) {
+        let positions = positions(declared);
         for cell in &self.directory().order {
-            cell.base.store(Some(Arc::new(cell.snapshot.load().keyring.policy.clone())));
+            let declared = positions.get(&cell.name).map(|at| &declared[*at].policy);
+            let stored = &cell.snapshot.load().keyring.policy;
+            // Mostly they are the same, and one copy serves both.
+            let same = declared.filter(|declared| ***declared == *stored).cloned();
+            cell.base.store(Some(same.unwrap_or_else(|| Arc::new(stored.clone()))));
             // A pass since the configuration was taken may have found it superseded by what was stored before.
             cell.wake.notify_one();
         }
@@ -144,7 +150,7 @@ impl Engine {
     }
 
     /// Loads every keyset and finds what speaks against taking it.
-    pub(super) async fn gather(&self, declared: &[Declared], current: &Directory) -> Gathered {
+    pub(super) async fn gather(self: &Arc<Self>, declared: &[Declared], current: &Directory) -> Gathered {
         let mut gathered = self.load_all(declared, current).await;
         let Gathered { known, failures } = &mut gathered;
         for declared in declared {
@@ -154,23 +160,28 @@ impl Engine {
                 failures.push((declared.name.clone(), error));
             }
         }
-        for (name, entry) in known.iter() {
-            if !current.keysets.contains_key(name) && !entry.unauthenticated {
-                let errors = self.unreadable_keys(name, &entry.keyring).await;
-                failures.extend(errors.into_iter().map(|error| (name.clone(), error)));
-            }
+        let new = known.iter().filter(|(name, entry)| !current.keysets.contains_key(*name) && !entry.unauthenticated);
+        let new: Vec<Arc<Keyring>> = new.map(|(_, entry)| entry.keyring.clone()).collect();
+        let opened = side_by_side(new, |keyring| {
+            let engine = self.clone();
+            async move { (keyring.keyset.clone(), engine.unreadable_keys(&keyring).await) }
+        });
+        for (name, errors) in opened.await {
+            failures.extend(errors.into_iter().map(|error| (name.clone(), error)));
         }
         failures.extend(contested_paths(known, declared));
         gathered
     }
 
-    async fn load_all(&self, declared: &[Declared], current: &Directory) -> Gathered {
+    async fn load_all(self: &Arc<Self>, declared: &[Declared], current: &Directory) -> Gathered {
         let listed: Vec<Name> =
             self.installation().map(|stored| stored.keysets.keys().cloned().collect()).unwrap_or_default();
         let names: BTreeSet<Name> = listed.into_iter().chain(declared.iter().map(|d| d.name.clone())).collect();
+        let positions = positions(declared);
         let Gathered { mut known, mut failures } = Gathered::default();
+        let mut stored = Vec::new();
         for name in names {
-            let position = declared.iter().position(|d| d.name == name);
+            let position = positions.get(&name).copied();
             let unlisted = if self.is_reader() { Wanted::Stored } else { Wanted::Absent };
             let wanted = position.map_or(unlisted, |at| match declared[at].fits {
                 true => Wanted::Policy(declared[at].policy.clone()),
@@ -182,11 +193,18 @@ impl Engine {
             }
             let running = current.keysets.get(&name).filter(|cell| !cell.moved.load(Ordering::Relaxed));
             if let Some(cell) = running {
-                let keyring = (*cell.snapshot.load_full().keyring).clone();
+                let keyring = cell.snapshot.load_full().keyring.clone();
                 known.insert(name, Known::running(keyring, wanted, position));
                 continue;
             }
-            match self.load(&name).await {
+            stored.push((name, wanted, position));
+        }
+        let loaded = side_by_side(stored, |(name, wanted, position)| {
+            let engine = self.clone();
+            async move { (engine.load(&name).await, name, wanted, position) }
+        });
+        for (loaded, name, wanted, position) in loaded.await {
+            match loaded {
                 Ok(None) => {}
                 Ok(Some((keyring, stored))) => {
                     let unauthenticated = stored.is_none();
@@ -212,9 +230,9 @@ impl Engine {
     }
 
     /// A keyring from the ledger; while there is none, as the store claims it.
-    async fn load(&self, name: &Name) -> Result<Option<(Keyring, Option<Loaded>)>, LedgerError> {
+    async fn load(&self, name: &Name) -> Result<Option<(Arc<Keyring>, Option<Loaded>)>, LedgerError> {
         match (self.ledger(), self.claims.load_full()) {
-            (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (keyring, None))),
+            (Err(_), Some(claims)) => Ok(claims.load(name).await?.map(|keyring| (Arc::new(keyring), None))),
             (ledger, _) => {
                 let loaded = load_current(ledger?, name, |_| Ok(())).await?;
                 Ok(loaded.map(|loaded| (loaded.keyring.clone(), Some(loaded))))
@@ -223,14 +241,14 @@ impl Engine {
     }
 
     /// Unreadable is not absent: every private key the keyring relies on must open, not only today's.
-    async fn unreadable_keys(&self, name: &Name, keyring: &Keyring) -> Vec<StartError> {
+    async fn unreadable_keys(&self, keyring: &Keyring) -> Vec<StartError> {
         let mut errors = Vec::new();
         for key in keyring.published().filter(|key| key.private.is_some()) {
             if let Err(error) = self.open(keyring, key).await
                 && matches!(error.kind, BackendErrorKind::Unreadable)
             {
                 let cause = chain(&error);
-                errors.push(StartError::Key { keyset: name.clone(), serial: key.serial, cause });
+                errors.push(StartError::Key { keyset: keyring.keyset.clone(), serial: key.serial, cause });
             }
         }
         errors
@@ -255,8 +273,9 @@ impl Engine {
         let names: Vec<(Name, String)> = new.iter().map(|d| (d.name.clone(), d.policy.issuer.url.clone())).collect();
         let ledger = self.ledger()?;
         let registrations = ledger.register(&names, now).await?;
+        let positions = positions(declared);
         for registration in registrations {
-            let Some(position) = declared.iter().position(|d| d.name == registration.name) else { continue };
+            let Some(position) = positions.get(&registration.name).copied() else { continue };
             let policy = &declared[position].policy;
             match known.get_mut(&registration.name) {
                 Some(entry) => {
@@ -269,8 +288,8 @@ impl Engine {
                     };
                     let stored = ledger.load(&registration.name).await?;
                     let base = stored.as_ref().map_or(&entry.keyring, |stored| &stored.keyring);
-                    let next = base.after(&change, now);
-                    entry.stored = Some(ledger.save(stored.as_ref(), &next).await?);
+                    let next = Arc::new(base.after(&change, now));
+                    entry.stored = Some(ledger.save_shared(stored.as_ref(), &next).await?);
                     entry.keyring = next;
                     if let Some(cell) = former {
                         let mut ended = (*cell.snapshot.load_full()).clone();
@@ -296,6 +315,8 @@ impl Engine {
 
     pub(super) fn build(&self, known: BTreeMap<Name, Known>, current: &Directory) -> Directory {
         let mut issuers: HashMap<String, Arc<IssuerCell>> = HashMap::new();
+        let running: HashMap<&str, &Arc<IssuerCell>> =
+            current.issuers.iter().map(|issuer| (issuer.url.as_str(), issuer)).collect();
         let mut directory = Directory::default();
         let mut ordered: Vec<(Name, Known)> = known.into_iter().collect();
         ordered.sort_by_key(|(_, known)| known.position);
@@ -303,7 +324,7 @@ impl Engine {
             let policy = known.issuer().clone();
             let served = known.is_served();
             let issuer = issuers.entry(policy.url.clone()).or_insert_with(|| {
-                let existing = current.issuers.iter().find(|issuer| issuer.url == policy.url).cloned();
+                let existing = running.get(policy.url.as_str()).map(|issuer| Arc::clone(issuer));
                 let issuer = existing.unwrap_or_else(|| {
                     Arc::new(IssuerCell::new(policy.clone(), self.metrics.register_issuer(&policy.name)))
                 });
@@ -327,8 +348,7 @@ impl Engine {
                     directory.routes.insert(path, Route { issuer: cell.issuer.clone(), kind });
                 }
             }
-            directory.order.push(cell.clone());
-            directory.keysets.insert(name, cell);
+            directory.push(cell);
         }
         directory
     }
@@ -343,7 +363,7 @@ impl Engine {
             issuer,
             snapshot: ArcSwap::from_pointee(KeysetSnapshot {
                 rules: Arc::new(TokenRules::new(&policy.issuer.url, &policy.tokens)),
-                keyring: Arc::new(known.keyring.clone()),
+                keyring: known.keyring.clone(),
                 desired: known.wanted,
                 active: None,
                 published: BTreeMap::new(),
@@ -376,25 +396,37 @@ impl Engine {
     /// Shows every keyring under the new directory and tells each keyset what is wanted of it now.
     pub(super) async fn take_over(self: &Arc<Self>, declared: &[Declared]) {
         let directory = self.directory();
+        let positions = positions(declared);
+        let mut cells = Vec::with_capacity(directory.order.len());
         for cell in &directory.order {
-            let wanted = match declared.iter().find(|d| d.name == cell.name) {
+            let wanted = match positions.get(&cell.name).map(|at| &declared[*at]) {
                 Some(d) if d.fits => Wanted::Policy(d.policy.clone()),
                 Some(_) => Wanted::Degraded,
                 None if self.is_reader() => Wanted::Stored,
                 None => Wanted::Absent,
             };
             self.want(cell, wanted).await;
-            let _writer = cell.writer.lock().await;
-            let snapshot = cell.snapshot.load_full();
-            let keyring = snapshot.keyring.clone();
-            if keyring.drained && snapshot.is_to_sign() {
-                tracing::warn!(keyset = %cell.name, "{DRAINED}");
-            }
-            if keyring.generation > 0 {
-                // A failure to open is retried, and reported, by reconciliation.
-                let signer = self.ready_signer(cell, &keyring).await.ok().flatten();
-                self.show(cell, keyring, signer);
-            }
+            cells.push(cell.clone());
+        }
+        let shown = side_by_side(cells, |cell| {
+            let engine = self.clone();
+            async move { engine.show_stored(&cell).await }
+        });
+        shown.await;
+    }
+
+    /// Shows what is known to be stored, with its signer.
+    async fn show_stored(&self, cell: &Arc<KeysetCell>) {
+        let _writer = cell.writer.lock().await;
+        let snapshot = cell.snapshot.load_full();
+        let keyring = snapshot.keyring.clone();
+        if keyring.drained && snapshot.is_to_sign() {
+            tracing::warn!(keyset = %cell.name, "{DRAINED}");
+        }
+        if keyring.generation > 0 {
+            // A failure to open is retried, and reported, by reconciliation.
+            let signer = self.ready_signer(cell, &keyring).await.ok().flatten();
+            self.show(cell, keyring, signer);
         }
     }
 
@@ -469,6 +501,11 @@ impl Engine {
 const DRAINED: &str =
     "the keyset is configured, but was drained: it signs no more until `jwksd drain --undo` lets it, or it is removed";
 
+/// Where each keyset stands in the configuration.
+fn positions(declared: &[Declared]) -> HashMap<&Name, usize> {
+    declared.iter().enumerate().map(|(at, declared)| (&declared.name, at)).collect()
+}
+
 /// What a configuration must not say of an existing keyring.
 fn contradiction(declared: &Declared, keyring: &Keyring) -> Option<StartError> {
     let (stored, configured) = (&keyring.policy.issuer.url, &declared.policy.issuer.url);
@@ -515,8 +552,8 @@ pub(super) fn paths(policy: &IssuerPolicy) -> Vec<(String, RouteKind)> {
 
 impl Known {
     /// As what runs already, or is about to for the first time.
-    pub fn running(keyring: Keyring, wanted: Wanted, position: usize) -> Self {
-        Known { stored: None, keyring, wanted, position, unauthenticated: false, frozen: None }
+    pub fn running(keyring: impl Into<Arc<Keyring>>, wanted: Wanted, position: usize) -> Self {
+        Known { stored: None, keyring: keyring.into(), wanted, position, unauthenticated: false, frozen: None }
     }
 
     fn issuer(&self) -> &IssuerPolicy {

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 
 use super::record::LONGEST_RECORD;
 use super::{Digest, Document, Store, StoreError};
@@ -39,6 +40,9 @@ const PRIVATE_FILE: Mode = Mode::from_raw_mode(0o600);
 const PRIVATE_FOLDER: Mode = Mode::from_raw_mode(0o700);
 /// Documents that share a lock wait for each other; different ones mostly do not.
 const LOCKS: usize = 64;
+/// Threads that may wait for the disk at once. Thousands of keysets may be due in one moment, and the threads that they
+/// would take are also those that make RSA signatures.
+const AT_ONCE: usize = 32;
 
 /// Documents as files. Writes are atomic (a reader sees the old file or the new one) and durable (file and folder are
 /// synced before they count), folders have mode 0700 and files 0600 whatever the umask, and an exclusive lock keeps a
@@ -46,13 +50,14 @@ const LOCKS: usize = 64;
 #[derive(Debug)]
 pub struct FileStore {
     folder: Arc<Folder>,
+    threads: Arc<Semaphore>,
 }
 
 impl FileStore {
     /// Opens the store in an existing folder and locks it (blocking).
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let folder = Folder::open(path)?;
-        Ok(FileStore { folder: Arc::new(folder) })
+        Ok(FileStore { folder: Arc::new(folder), threads: Arc::new(Semaphore::new(AT_ONCE)) })
     }
 
     /// Makes the folder, and its missing parents, with mode 0700 unless it exists; then opens it (blocking).
@@ -68,7 +73,13 @@ impl FileStore {
         work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let folder = Arc::clone(&self.folder);
-        tokio::task::spawn_blocking(move || work(&folder)).await.unwrap_or_else(|_| {
+        // It goes along, and is never closed: when the caller gives up, the work still counts until it ends.
+        let thread = Arc::clone(&self.threads).acquire_owned().await;
+        let work = move || {
+            let _thread = thread;
+            work(&folder)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
             let problem = "the process is ending".to_owned();
             Err(StoreError::Unavailable { operation, document, problem, source: None })
         })

@@ -105,7 +105,9 @@ impl Metrics {
                 .or_insert_with(|| RegisteredKeyset { issuer: issuer.clone(), series: Arc::new(KeysetSeries::new()) });
             let former = std::mem::replace(&mut entry.issuer, issuer.clone());
             let series = entry.series.clone();
-            self.forget_issuer_without_keysets(&keysets, &former);
+            if former != *issuer {
+                self.forget_issuer_without_keysets(&keysets, &former);
+            }
             KeysetMetrics { keyset: series }
         };
         // After the keyset stands in the map: otherwise another one that leaves could take the issuer with it.

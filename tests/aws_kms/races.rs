@@ -153,7 +153,7 @@ fn record_of(made: &CreatedKey) -> Key {
 /// A keyring without keys.
 pub fn keyring(lineage: &str) -> Keyring {
     let loaded = jwksd::config::load(&jwksd::config::Source::Embedded, std::iter::empty()).unwrap();
-    let policy = loaded.config.keysets[0].policy.clone();
+    let policy = (*loaded.config.keysets[0].policy).clone();
     Keyring::new(Name::parse("main").unwrap(), lineage.to_owned(), policy, true, SystemClock.wall())
 }
 

@@ -96,7 +96,7 @@ impl World {
         assert!(loaded.timing.is_empty(), "{:?}", loaded.timing);
         let declared = loaded.config.keysets.into_iter();
         let declared: Vec<Declared> =
-            declared.map(|k| Declared { name: k.name, policy: Arc::new(k.policy), fits: true }).collect();
+            declared.map(|k| Declared { name: k.name, policy: k.policy, fits: true }).collect();
         engine.configure(&declared).await.unwrap();
         engine.resume().await;
         engine.reconcile_all().await;

@@ -131,7 +131,7 @@ impl Manager {
     /// Writes the next generation of a keyring.
     pub async fn write(&self, keyset: &str) -> Loaded {
         let current = self.ledger.load(&name(keyset)).await.unwrap().unwrap();
-        let mut next = current.keyring.clone();
+        let mut next = (*current.keyring).clone();
         next.generation += 1;
         next.written_at = at(i64::try_from(next.generation).unwrap());
         self.ledger.save(Some(&current), &next).await.unwrap()

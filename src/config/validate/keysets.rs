@@ -1,6 +1,7 @@
 //! Keysets: from what is given for one, its defaults and its issuer to the policy it is to follow.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::config::problem::{Report, nearest, suggest};
 use crate::config::raw;
@@ -84,7 +85,7 @@ pub(super) fn timing(keysets: &[Keyset], issuers: &[IssuerPolicy], report: &Repo
     }
     let mut by_issuer: HashMap<&Name, Vec<(Name, &Policy)>> = HashMap::new();
     for Keyset { name, policy } in keysets {
-        by_issuer.entry(&policy.issuer.name).or_default().push((name.clone(), policy));
+        by_issuer.entry(&policy.issuer.name).or_default().push((name.clone(), policy.as_ref()));
     }
     for policy in issuers {
         if let Some(keysets) = by_issuer.get(&policy.name) {
@@ -164,7 +165,7 @@ impl<'a> Resolver<'a> {
                 format_args!("its settings take {bytes} bytes, and its keyring keeps at most {POLICY_BYTES}: name fewer verifiers, audiences, claims or types"),
             );
         }
-        Some(Keyset { name, policy })
+        Some(Keyset { name, policy: Arc::new(policy) })
     }
 
     fn issuer(&mut self, path: &str, given: Option<String>) -> Option<&'a IssuerPolicy> {

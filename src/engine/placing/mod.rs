@@ -36,6 +36,9 @@ const RETRY_MIN: Span = Span::from_millis(100);
 /// A place that is behind for longer raises an alarm, unless replicas may lag for longer still.
 const BEHIND_MAX: Span = Span::MINUTE;
 
+/// By the issuer's URL.
+pub(super) type Places = BTreeMap<String, Vec<Arc<Place>>>;
+
 /// Where one issuer's documents are placed.
 pub struct Place {
     /// URL of the issuer.
@@ -95,14 +98,18 @@ impl Engine {
                 issuer.metrics.publisher(&place.name);
             }
         }
-        let known = self.places.set(places.into_iter().map(Arc::new).collect());
+        let mut by_issuer = Places::new();
+        for place in places {
+            by_issuer.entry(place.issuer.clone()).or_default().push(Arc::new(place));
+        }
+        let known = self.places.set(by_issuer);
         debug_assert!(known.is_ok(), "places are set once");
     }
 
     /// Gives every place one chance to be right.
     pub async fn place_all(self: &Arc<Self>) {
         let mut passes = JoinSet::new();
-        for place in self.places.get().into_iter().flatten() {
+        for place in self.every_place() {
             let (engine, place) = (self.clone(), place.clone());
             passes.spawn(async move { _ = engine.place(&place).await });
         }
@@ -112,7 +119,7 @@ impl Engine {
     /// Keeps every place right until cancelled. They do not wait for each other.
     pub async fn watch_places(self: Arc<Self>, cancel: CancellationToken) {
         let mut places = JoinSet::new();
-        for place in self.places.get().into_iter().flatten() {
+        for place in self.every_place() {
             places.spawn(self.clone().watch_place(place.clone()));
         }
         tokio::select! {
@@ -215,8 +222,12 @@ impl Engine {
         alarms
     }
 
-    fn places_of<'a>(&'a self, issuer: &'a str) -> impl Iterator<Item = &'a Arc<Place>> {
-        self.places.get().into_iter().flatten().filter(move |place| place.issuer == issuer)
+    fn places_of(&self, issuer: &str) -> impl Iterator<Item = &Arc<Place>> {
+        self.places.get().and_then(|places| places.get(issuer)).into_iter().flatten()
+    }
+
+    fn every_place(&self) -> impl Iterator<Item = &Arc<Place>> {
+        self.places.get().into_iter().flat_map(BTreeMap::values).flatten()
     }
 
     fn issuer_of(&self, place: &Place) -> Option<Arc<IssuerCell>> {

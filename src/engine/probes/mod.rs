@@ -267,7 +267,7 @@ impl Engine {
 
     pub(super) fn keyrings_of(&self, issuer: &IssuerCell) -> Vec<Arc<Keyring>> {
         let directory = self.directory();
-        let cells = directory.order.iter().filter(|cell| std::ptr::eq(cell.issuer.as_ref(), issuer));
+        let cells = directory.keysets_of(issuer);
         cells.map(|cell| cell.snapshot.load().keyring.clone()).collect()
     }
 }

@@ -63,7 +63,8 @@ pub struct Ledger {
 /// A keyring as it is stored.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    pub keyring: Keyring,
+    /// Shared with whoever shows it: of thousands of keysets each is in memory once.
+    pub keyring: Arc<Keyring>,
     /// Of the stored bytes: what the next write expects to replace.
     pub digest: Digest,
     pub mark: Mark,
@@ -336,12 +337,17 @@ impl Ledger {
     /// After [`StoreError::Unavailable`] the outcome is unknown: ask [`settle`](Self::settle) before anything else. After
     /// [`StoreError::Conflict`] somebody else wrote; load again.
     pub async fn save(&self, current: Option<&Loaded>, next: &Keyring) -> Result<Loaded, LedgerError> {
+        self.save_shared(current, &Arc::new(next.clone())).await
+    }
+
+    /// [`save`](Self::save) of a keyring that will also be shown.
+    pub async fn save_shared(&self, current: Option<&Loaded>, next: &Arc<Keyring>) -> Result<Loaded, LedgerError> {
         let (bytes, position) = self.prepare(current, next)?;
         let document = Document::Keyring(next.keyset.clone());
         let replaced = self.store.replace(&document, current.map(|loaded| loaded.digest), &bytes).await;
         replaced.map_err(|error| self.lost_race(error))?;
         let mark = SeenMark::of_keyring(self.store.as_ref(), &self.keys, &next.keyset).advance(&position, &bytes).await;
-        Ok(Loaded { keyring: next.clone(), digest: position.digest, mark })
+        Ok(Loaded { keyring: Arc::clone(next), digest: position.digest, mark })
     }
 
     /// Finds out what became of a [`save`](Self::save) with the same arguments that failed. Fails itself while the store
@@ -443,7 +449,7 @@ impl Ledger {
         }
         accept(&keyring)?;
         let mark = mark.admit(&Position::of(&record), &keyring.supersedes, &bytes).await?;
-        Ok(Some((Loaded { keyring, digest: record.digest, mark }, record.data_key)))
+        Ok(Some((Loaded { keyring: Arc::new(keyring), digest: record.digest, mark }, record.data_key)))
     }
 
     /// The bytes that store `next` after `current`; the same arguments give the same bytes.

@@ -90,7 +90,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let Some((loaded, data_key)) = self.load_with_data_key(keyset, |_| Ok(())).await? else { return Ok(()) };
         let next = self.reencrypt(&loaded.keyring, associated_data)?;
-        let stored = if next == loaded.keyring && data_key == self.keys.current() {
+        let stored = if next == *loaded.keyring && data_key == self.keys.current() {
             loaded
         } else {
             resealed.keyrings += 1;

@@ -1,0 +1,182 @@
+//! What a start costs grows with the number of keysets and no faster, counted in what is asked of the store.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use jwksd::backend::Backend;
+use jwksd::backend::local::LocalBackend;
+use jwksd::clock::{ManualClock, TrustedClock};
+use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
+use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::name::Name;
+use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::schedule::Schedule;
+use jwksd::keyring::time::{Span, Timestamp};
+use jwksd::seal::KeyEncryptionKey;
+use jwksd::seal::file::FileKey;
+use jwksd::store::ledger::{Ledger, SealEvidence};
+use jwksd::store::memory::MemoryStore;
+use jwksd::store::{Digest, Document, Store, StoreError};
+use jwksd::telemetry::metrics::Metrics;
+
+const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// Each issuer has two keysets.
+const PER_ISSUER: usize = 2;
+
+/// A store that counts what is asked of it.
+#[derive(Default)]
+struct Counting {
+    store: MemoryStore,
+    reads: AtomicUsize,
+    writes: AtomicUsize,
+    lists: AtomicUsize,
+}
+
+#[async_trait]
+impl Store for Counting {
+    fn kind(&self) -> &'static str {
+        self.store.kind()
+    }
+
+    fn locate(&self, document: &Document) -> String {
+        self.store.locate(document)
+    }
+
+    async fn read(&self, document: &Document) -> Result<Option<Vec<u8>>, StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.store.read(document).await
+    }
+
+    async fn replace(&self, document: &Document, expected: Option<Digest>, bytes: &[u8]) -> Result<(), StoreError> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.store.replace(document, expected, bytes).await
+    }
+
+    async fn remove(&self, document: &Document) -> Result<(), StoreError> {
+        self.store.remove(document).await
+    }
+
+    async fn keysets(&self) -> Result<Vec<Name>, StoreError> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        self.store.keysets().await
+    }
+}
+
+/// What was asked of the store, since the last time.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    reads: usize,
+    writes: usize,
+    lists: usize,
+}
+
+impl Counting {
+    fn take(&self) -> Counts {
+        let take = |count: &AtomicUsize| count.swap(0, Ordering::Relaxed);
+        Counts { reads: take(&self.reads), writes: take(&self.writes), lists: take(&self.lists) }
+    }
+}
+
+/// What the first start of so many keysets asks of the store, the next one, and a heartbeat.
+async fn costs(keysets: usize) -> [Counts; 3] {
+    let store = Arc::new(Counting::default());
+    let seal: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
+    let declared: Vec<Declared> = (0..keysets).map(declare).collect();
+    let first = start(&store, &seal, &declared).await;
+    let created = store.take();
+    drop(first);
+    let second = start(&store, &seal, &declared).await;
+    let started = store.take();
+    second.pulse().await;
+    let beaten = store.take();
+    for issuer in &second.directory().issuers {
+        let directory = second.directory();
+        let keysets: Vec<&Name> = directory.keysets_of(issuer).map(|cell| &cell.name).collect();
+        assert_eq!(keysets.len(), PER_ISSUER, "{keysets:?} of {}", issuer.url);
+        assert_eq!(issuer.served().unwrap().keys, 4, "{}", issuer.url);
+    }
+    [created, started, beaten]
+}
+
+async fn start(store: &Arc<Counting>, seal: &Arc<dyn KeyEncryptionKey>, declared: &[Declared]) -> Arc<Engine> {
+    let clock = Arc::new(TrustedClock::new(ManualClock::at(START), Span::SECOND));
+    let seal = seal.clone();
+    let ledger = Ledger::initialise(store.clone(), SealEvidence::Unknown, async || Ok(seal), START).await.unwrap();
+    let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
+    let settings = Settings {
+        sign_deadline: Span::SECOND,
+        audit_signatures: false,
+        pool_size: 1,
+        role: ReplicaRole::All,
+        publishes: true,
+    };
+    let engine = Engine::new(clock, Arc::new(ledger), backends, None, Arc::new(Metrics::new()), settings);
+    engine.configure(declared).await.unwrap();
+    engine.resume().await;
+    engine.reconcile_all().await;
+    engine.confirm_created().await.unwrap();
+    engine.opened().await;
+    engine.reconcile_all().await;
+    engine
+}
+
+fn declare(number: usize) -> Declared {
+    let issuer = format!("issuer-{}", number / PER_ISSUER);
+    let policy = Policy {
+        issuer: IssuerPolicy {
+            url: format!("https://issuer.example/{issuer}"),
+            name: Name::parse(&issuer).unwrap(),
+            max_age: Span::SECOND,
+            stale_if_error: Span::ZERO,
+            caches: vec![Span::SECOND],
+            jwks_paths: Vec::new(),
+            discovery: Discovery::Off,
+            probes: Vec::new(),
+        },
+        algorithm: Algorithm::Es256,
+        backend: "local".to_owned(),
+        rotation: RotationPolicy {
+            schedule: Schedule::Every(Span::HOUR),
+            propagation: Span::from_secs(4),
+            successors: 1,
+            overlap_extra: Span::ZERO,
+            bootstrap: Bootstrap::Wait,
+            verifiers: Vec::new(),
+            clock_skew: Span::SECOND,
+            staleness_limit: Span::ZERO,
+            publish_lag: Span::ZERO,
+        },
+        tokens: TokenPolicy {
+            max_ttl: Span::MINUTE,
+            default_ttl: Span::MINUTE,
+            required_claims: Vec::new(),
+            forbidden_claims: Vec::new(),
+            audiences: Vec::new(),
+            types: vec!["JWT".to_owned()],
+            backdate: Span::ZERO,
+        },
+    };
+    Declared { name: Name::parse(&format!("keyset-{number}")).unwrap(), policy: Arc::new(policy), fits: true }
+}
+
+#[tokio::test]
+async fn what_is_asked_of_the_store_grows_with_the_keysets_and_no_faster() {
+    let [few, more, many] = [costs(20).await, costs(40).await, costs(80).await];
+    for (stage, ((few, more), many)) in few.iter().zip(&more).zip(&many).enumerate() {
+        // The same for each keyset that comes on top.
+        let growth = |count: fn(&Counts) -> usize| (count(more) - count(few), count(many) - count(more));
+        for (what, (twenty, forty)) in
+            [("reads", growth(|count| count.reads)), ("writes", growth(|count| count.writes))]
+        {
+            assert_eq!(2 * twenty, forty, "{what} of stage {stage}: {few:?}, {more:?}, {many:?}");
+        }
+        assert_eq!(few.lists, many.lists, "stage {stage}: the folder is listed per keyset");
+    }
+    let [_, started, beaten] = &many;
+    assert!(started.reads <= 80 * 2 + 10, "a keyring and its mark are read once each: {started:?}");
+    assert!(started.writes <= 10, "a start without news writes nothing for a keyset: {started:?}");
+    assert!(beaten.reads + beaten.writes <= 4, "a heartbeat costs one record, however many keysets: {beaten:?}");
+}
