@@ -2,7 +2,7 @@
 //! number and as a multiple of what the smallest installation takes. `docs/scale.md` says how to read it.
 //!
 //! ```console
-//! $ cargo bench --bench keysets -- [N …] [--idle SECONDS] [--tokens N] [--rotations N] [--binary PATH]
+//! $ benches/run keysets [N …] [--idle SECONDS] [--tokens N] [--rotations N] [--binary PATH]
 //! ```
 
 #[path = "../support/mod.rs"]

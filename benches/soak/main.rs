@@ -2,7 +2,7 @@
 //! first quarter with the last one, and fails if a request did or something was not flat. `docs/scale.md` says more.
 //!
 //! ```console
-//! $ cargo bench --bench soak -- [MINUTES] [--binary PATH]
+//! $ benches/run soak [MINUTES] [--binary PATH]
 //! ```
 
 #[path = "../support/mod.rs"]

@@ -19,8 +19,6 @@ impl Arguments {
         let mut given = std::env::args().skip(1);
         while let Some(argument) = given.next() {
             match argument.strip_prefix("--") {
-                // Which `cargo bench` adds.
-                Some("bench") => {}
                 Some(name) if known.contains(&name) => {
                     let value = given.next().ok_or_else(|| format!("--{name} wants a value"))?;
                     arguments.options.insert(name.to_owned(), value);
@@ -39,9 +37,10 @@ impl Arguments {
         }
     }
 
-    /// `--binary PATH`, or the one that was built with this program.
+    /// `--binary PATH`, or the one that `benches/run` names in the environment.
     pub fn binary(&self) -> Outcome<PathBuf> {
-        let binary = self.option("binary", PathBuf::from(env!("CARGO_BIN_EXE_jwksd")))?;
+        let built = std::env::var_os("JWKSD_BENCH_BINARY").unwrap_or_default();
+        let binary = self.option("binary", PathBuf::from(built))?;
         Ok(binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?)
     }
 }
