@@ -1,10 +1,17 @@
-//! The only ambient randomness: the system's, through aws-lc-rs. (Keys are generated in `backend`, from the same source.)
+//! The only ambient randomness: the system's, mostly through aws-lc-rs. (Keys are generated in `backend`, from the same source.)
 
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::keyring::time::Span;
+
+/// Has aws-lc seed itself on a thread of its own. It measures the jitter of the processor for that, which takes some 40 ms
+/// once per process: as long as all the rest of a start, which does not need it.
+pub fn prepare() {
+    // Where there can be no thread, whoever needs it first waits for it.
+    let _ = std::thread::Builder::new().name("randomness".to_owned()).spawn(|| _ = bytes::<1>());
+}
 
 /// `N` random bytes.
 pub fn bytes<const N: usize>() -> [u8; N] {
@@ -21,6 +28,15 @@ pub fn secret<const N: usize>() -> Zeroizing<[u8; N]> {
 /// 128 random bits in lower-case hex: installations, lineages, replicas.
 pub fn id() -> String {
     format!("{:032x}", u128::from_be_bytes(bytes()))
+}
+
+/// As [`id`], for what is no secret and is needed before aws-lc has [seeded itself](prepare): from the system alone.
+pub fn early_id() -> String {
+    let mut bytes = [0; 16];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => format!("{:032x}", u128::from_be_bytes(bytes)),
+        Err(_) => id(),
+    }
 }
 
 /// A pause from `low` to `high`: those that failed or began together do not come back together. To the microsecond.
@@ -63,5 +79,7 @@ mod tests {
     fn an_id_is_128_bits_of_hex() {
         assert!((0..20).all(|_| id().len() == 32));
         assert_ne!(id(), id());
+        assert!((0..20).all(|_| early_id().len() == 32));
+        assert_ne!(early_id(), early_id());
     }
 }

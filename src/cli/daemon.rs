@@ -6,14 +6,15 @@ use crate::backend::KeyIdentity;
 use crate::backend::local::associated_data;
 use crate::config::{Loaded, LogFormat, Source, load};
 use crate::keyring::record::{Key, Keyring};
-use crate::memory;
 use crate::seal::data_keys::DataKeys;
 use crate::store::ledger::{Ledger, refuse_in_use};
 #[cfg(feature = "otel")]
 use crate::telemetry::traces::collector::{self, Sending};
 use crate::telemetry::{hardening, logging};
+use crate::{memory, random};
 
 pub(super) fn serve(global: &Global) -> Outcome {
+    memory::bound_arenas();
     let source = global.source();
     let loaded = read(&source)?;
     // Last to go, so that it sends what the end itself left.
@@ -27,6 +28,7 @@ fn run(loaded: Loaded, source: Source) -> Outcome {
         Err(error) => tracing::warn!(error = %crate::engine::chain(&error), "the process is not fully hardened"),
         Ok(()) => {}
     }
+    random::prepare();
     for warning in &loaded.warnings {
         tracing::warn!(key = %warning.path, "{}", warning.message);
     }
@@ -34,7 +36,6 @@ fn run(loaded: Loaded, source: Source) -> Outcome {
         tracing::error!(key = %finding.path(), "{}", finding.message);
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = %loaded.origin, "jwksd starts");
-    memory::bound_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::Failed(error.to_string()))?.block_on(async {
         let mut stop = std::pin::pin!(stop_signal().map_err(failed)?);

@@ -269,7 +269,7 @@ impl Engine {
 pub(super) fn replica_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')).collect();
-    let id = random::id();
+    let id = random::early_id();
     let room = LONGEST_REPLICA - 9;
     format!("{}/{}", &plain[..plain.len().min(room)], &id[..8])
 }
