@@ -1,5 +1,4 @@
-//! What must hold for any input. `tests/fuzz.rs` asks it of the corpus and of seeded mutations of it, in every `cargo test`;
-//! the folder `fuzz` asks it of what libFuzzer finds.
+//! What must hold for any input. `tests/fuzz.rs` asks it of the corpus and of seeded changes to it, in every `cargo test`.
 //!
 //! A target panics where something does not hold, and else says what became of the input, so that a harness can tell
 //! whether it tests anything.

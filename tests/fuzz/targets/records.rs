@@ -38,11 +38,8 @@ pub static KEYS: LazyLock<DataKeys> = LazyLock::new(|| {
 
 /// Everything that was ever sealed with [`KEYS`]: nobody else has them, so nothing else may be believed.
 static SEALED: LazyLock<Vec<Sealed>> = LazyLock::new(|| {
-    // The package of libFuzzer's fuzzers is in a folder of this one.
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let packages = [Some(package), package.parent()].into_iter().flatten();
-    let folder = packages.map(|package| package.join("tests/fuzz/corpus/records")).find(|folder| folder.is_dir());
-    let files = std::fs::read_dir(folder.expect("the corpus")).expect("it is readable");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/records");
+    let files = std::fs::read_dir(folder).expect("the corpus");
     let files = files.map(|file| file.expect("a file").path());
     let genuine =
         files.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sealed-")));
