@@ -40,6 +40,20 @@ fn jwk(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
+#[test]
+fn a_damaged_line_does_not_make_a_label_of_the_key() {
+    let key = String::from_utf8(file("p256-sec1.pem")).unwrap();
+    let key = &key[key.find("-----BEGIN EC PRIVATE").unwrap()..];
+    let secret: String = key.lines().nth(1).unwrap().chars().take(12).collect();
+    for damage in ["KEY----\n", "KEY\n", "KEY ", "KEY\r"] {
+        let damaged = key.replacen("KEY-----\n", damage, 1);
+        for input in [damaged.clone(), damaged + key] {
+            let message = private_refusal(input.as_bytes());
+            assert!(!message.contains(&secret), "{message}");
+        }
+    }
+}
+
 /// Rewrites the DER inside a PEM file.
 fn edited(name: &str, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let text = String::from_utf8(file(name)).unwrap();

@@ -356,7 +356,7 @@ struct PemBlock {
 impl PemBlock {
     fn read(text: &str) -> Result<Self, MaterialError> {
         let damaged = |problem| MaterialError::Pem { problem };
-        let labels: Vec<_> = text.split(PEM_BEGIN).skip(1).filter_map(|rest| rest.split(PEM_DASHES).next()).collect();
+        let labels: Vec<_> = text.split(PEM_BEGIN).skip(1).map(label_of).collect();
         let [label] = labels[..] else {
             let shown = labels.iter().take(4).map(|label| label.chars().take(32).collect::<String>());
             let labels_text = shown.collect::<Vec<_>>().join(", ").escape_debug().to_string();
@@ -381,6 +381,13 @@ impl PemBlock {
         let der = STANDARD.decode(base64.as_bytes()).map_err(|_| damaged("its content is not base64"))?;
         Ok(PemBlock { label: label.to_owned(), der: Zeroizing::new(der) })
     }
+}
+
+/// Capitals, digits and spaces, as every label here and elsewhere has them. Where the line is damaged, what follows may
+/// be the key, and labels stand in messages.
+fn label_of(rest: &str) -> &str {
+    let end = rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == ' '));
+    &rest[..end.unwrap_or(rest.len())]
 }
 
 fn unexpected_label(label: &str, wanted: &'static str) -> MaterialError {

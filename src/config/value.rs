@@ -158,7 +158,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
             }
             // JSON parsers commonly keep the last of two equal keys; a policy must not depend on that.
             if !seen.insert(key.clone()) {
-                return Err(de::Error::custom(format_args!("the key {key:?} stands twice in one table")));
+                let shown: String = key.chars().take(64).collect();
+                return Err(de::Error::custom(format_args!("the key {shown:?} stands twice in one table")));
             }
             table.push((key, entries.next_value()?));
         }

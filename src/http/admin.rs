@@ -312,7 +312,7 @@ pub(super) async fn hold(
     Ok(([(ETAG, etag(outcome.generation))], Json(HoldView::of(&hold))).into_response())
 }
 
-#[utoipa::path(delete, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)),
+#[utoipa::path(delete, path = "/v1/keysets/{keyset}/hold", tag = "admin", params(("keyset" = String, Path)), request_body = Option<ActionBody>,
     responses((status = 204), (status = 404, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn resume(
     State(state): State<AdminState>,

@@ -5,9 +5,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBody;
 use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Content, PathItem, Ref, ResponseBuilder};
+use utoipa::openapi::{Content, PathItem, Ref, RefOr, ResponseBuilder};
 
 use super::problem::PROBLEM_JSON;
 use super::{admin, import, overview, replication, signer};
@@ -148,6 +149,9 @@ impl utoipa::Modify for Common {
             }
             for changing in [put, post, delete].into_iter().flatten() {
                 complete(changing);
+                if let Some(RefOr::T(body)) = &mut changing.request_body {
+                    leave_out_or_give(body);
+                }
                 if has_tag(changing, "admin") {
                     take_headers(changing);
                 }
@@ -193,16 +197,32 @@ fn complete(operation: &mut Operation) {
     };
 }
 
+/// A body that is not required may be left out. It may not be null, which the macro makes of an `Option`.
+fn leave_out_or_give(body: &mut RequestBody) {
+    for content in body.content.values_mut() {
+        let RefOr::T(Content { schema: Some(schema), .. }) = content else { continue };
+        let RefOr::T(Schema::OneOf(one_of)) = schema else { continue };
+        let given = one_of.items.iter().find(|item| matches!(item, RefOr::Ref(_))).cloned();
+        if let Some(given) = given {
+            *schema = given;
+        }
+    }
+}
+
 fn take_headers(operation: &mut Operation) {
-    let header = |name: &str, description: &str| {
-        let text = ObjectBuilder::new().schema_type(Type::String).build();
+    let header = |name: &str, description: &str, pattern: &str, length: (usize, usize)| {
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern));
+        let text = text.min_length(Some(length.0)).max_length(Some(length.1)).build();
         let header = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header);
         header.description(Some(description)).schema(Some(text)).build()
     };
     let key = "A repeated call with the same key within 24 hours gets the same answer and changes nothing";
     let generation =
         "The ETag of the keyset, or where no keyset is named that of /v1/clock: 412 when it has changed since";
-    let headers = [header("Idempotency-Key", key), header("If-Match", generation)];
+    let headers = [
+        header("Idempotency-Key", key, "^[!-~]([ -~]{0,253}[!-~])?$", (1, 255)),
+        header("If-Match", generation, r#"^("[0-9]{1,19}"|\*)$"#, (1, 21)),
+    ];
     operation.parameters.get_or_insert_default().extend(headers.map(Into::into));
 }
 

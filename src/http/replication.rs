@@ -78,6 +78,7 @@ async fn authenticate(State(state): State<ReplicationState>, request: Request, n
 #[into_params(parameter_in = Query)]
 pub struct IndexQuery {
     /// Names of keysets with commas between them: the index is of these and the installation.
+    #[param(pattern = "^[a-z0-9][a-z0-9-]{0,62}(,[a-z0-9][a-z0-9-]{0,62})*$")]
     keysets: Option<String>,
 }
 
@@ -192,7 +193,7 @@ fn record(state: &ReplicationState, document: &Document, headers: &HeaderMap) ->
 
 /// A replica says that it is there, and what it shows. It reports again and again; the newest report counts.
 #[utoipa::path(put, path = "/v1/replicas/{replica}", tag = "replication", request_body = ReportBody,
-    params(("replica" = String, Path, description = "Of this process: another one after a restart")),
+    params(("replica" = String, Path, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]{1,128}$", description = "Of this process: another one after a restart")),
     responses((status = 204, description = "Taken; it is passed on within seconds")))]
 pub(super) async fn report(
     State(state): State<ReplicationState>,
@@ -222,7 +223,7 @@ pub(super) async fn report(
 
 /// A replica stops in good order: nobody waits for it any more.
 #[utoipa::path(delete, path = "/v1/replicas/{replica}", tag = "replication",
-    params(("replica" = String, Path, description = "As it reported")),
+    params(("replica" = String, Path, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]{1,128}$", description = "As it reported")),
     responses((status = 204, description = "Taken, whether it had reported or not; it is passed on within seconds")))]
 pub(super) async fn leave(
     State(state): State<ReplicationState>,
@@ -235,7 +236,7 @@ pub(super) async fn leave(
 fn checked_replica(replica: String) -> Result<String, Problem> {
     match is_short(&replica, LONGEST_REPLICA) {
         true => Ok(replica),
-        false => Err(malformed("The name of a replica is 1 to 128 printable characters.")),
+        false => Err(malformed("The name of a replica is 1 to 128 bytes of printable characters.")),
     }
 }
 

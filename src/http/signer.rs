@@ -11,6 +11,9 @@ use axum::{Json, Router};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use utoipa::PartialSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 
 use super::access::Notes;
 use super::body;
@@ -76,26 +79,33 @@ fn keyset_of(path: &str) -> Option<&str> {
 
 /// What is asked to be signed.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 #[allow(dead_code, reason = "the shape for the API description; `parse_request` reads it without copying")]
 pub struct SignBody {
     /// Any JSON object; the daemon adds `iss`, `iat`, `nbf`, `exp` and `jti`.
     #[schema(value_type = Object)]
     claims: serde_json::Value,
     /// A duration such as "10m", or whole seconds.
-    #[schema(value_type = Option<TtlBody>)]
+    #[schema(value_type = TtlBody, required = false)]
     ttl: Option<serde_json::Value>,
     /// The token's `typ`, one of the keyset's.
+    #[schema(value_type = String, required = false)]
     typ: Option<String>,
 }
 
-/// A life for a token.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "the shape for the API description")]
-pub enum TtlBody {
-    Text(String),
-    Seconds(i64),
+/// A life for a token, for the API description: a duration such as "10m" or "1h30m", or whole seconds.
+pub struct TtlBody;
+
+impl PartialSchema for TtlBody {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^([0-9]{1,4}(ms|s|m|h|d|w)){1,4}$"));
+        let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
+        let either = OneOfBuilder::new().item(text).item(seconds);
+        either.description(Some("A duration such as \"10m\" or \"1h30m\", or whole seconds")).into()
+    }
 }
+
+impl utoipa::ToSchema for TtlBody {}
 
 /// A signed token.
 #[derive(Debug, utoipa::ToSchema)]

@@ -14,7 +14,7 @@ impl Name {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if text.is_empty() || text.len() > 63 || text.starts_with('-') || !text.chars().all(legal) {
-            return Err(NameError { text: text.chars().take(80).collect() });
+            return Err(NameError { text: legible(text) });
         }
         Ok(Name(text.into()))
     }
@@ -29,6 +29,11 @@ impl Name {
 #[error("`{text}` is not a name: use 1 to 63 of a-z, 0-9 and -, not starting with -")]
 pub struct NameError {
     text: String,
+}
+
+/// What somebody wrote as it may stand in a message: at most 80 characters, and none that could garble a log or a terminal.
+pub(crate) fn legible(text: &str) -> String {
+    text.chars().take(80).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl fmt::Display for Name {

@@ -20,6 +20,7 @@ use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, Offset, TimeDel
 use chrono_tz::{GapInfo, Tz};
 use serde::{Deserialize, Serialize};
 
+use super::name::legible;
 use super::time::{Span, Timestamp};
 
 /// A rotation schedule. Stored as `{"every_ms": 2592000000}` or `{"cron": "0 10 * * 2", "timezone": "Europe/Berlin"}`.
@@ -137,11 +138,11 @@ impl CronSchedule {
         }
         let zone = match timezone {
             None => Tz::UTC,
-            Some(name) => Tz::from_str(name).map_err(|_| ScheduleError::TimeZone { name: quotable(name) })?,
+            Some(name) => Tz::from_str(name).map_err(|_| ScheduleError::TimeZone { name: legible(name) })?,
         };
         let line = Line::parse(&expression)?;
         if survey_days().filter(|day| line.includes(*day)).take(2).count() < 2 {
-            return Err(ScheduleError::NeverFires { expression });
+            return Err(ScheduleError::NeverFires { expression: legible(&expression) });
         }
         let queries = line.queries()?;
         Ok(CronSchedule(Arc::new(Cron { expression, zone, line, queries, gaps: OnceLock::new() })))
@@ -269,11 +270,6 @@ pub enum ScheduleError {
     NeverFires { expression: String },
     #[error("a stored schedule has either every_ms (more than 0), or cron with timezone")]
     Stored,
-}
-
-/// At most 80 characters of what somebody wrote.
-fn quotable(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 /// How a schedule stands in a record. Members that a newer release adds are passed over, as everywhere in a record.
@@ -441,7 +437,7 @@ const WEEKDAY: Field =
 
 impl Line {
     fn parse(expression: &str) -> Result<Self, ScheduleError> {
-        let wrong = |hint| Err(ScheduleError::Line { expression: quotable(expression), hint });
+        let wrong = |hint| Err(ScheduleError::Line { expression: legible(expression), hint });
         let long = match expression.to_ascii_lowercase().as_str() {
             "@hourly" => "0 * * * *",
             "@daily" | "@midnight" => "0 0 * * *",
@@ -459,7 +455,7 @@ impl Line {
         let fields: Vec<&str> = long.split(' ').collect();
         let [minute, hour, day, month, weekday] = fields[..] else {
             let hint = if fields.len() > 5 { "leave out seconds and years" } else { "write * for any" };
-            return Err(ScheduleError::FieldCount { expression: quotable(expression), count: fields.len(), hint });
+            return Err(ScheduleError::FieldCount { expression: legible(expression), count: fields.len(), hint });
         };
         let weekdays = WEEKDAY.parse(weekday)?;
         Ok(Line {
@@ -530,7 +526,7 @@ impl Field {
             _ if range == "*" => (self.least, self.most),
             Some((first, last)) => (self.parse_value(first, item)?, self.parse_value(last, item)?),
             None if step.is_some() => {
-                let write = format!("write the range, such as {}-{}/{}", range, self.most, step.unwrap_or(1));
+                let write = format!("write the range, such as {}-{}/{}", legible(range), self.most, step.unwrap_or(1));
                 return Err(self.wrong(item, "has a step without a range", &write));
             }
             None => (self.parse_value(range, item)?, self.parse_value(range, item)?),
@@ -582,7 +578,7 @@ impl Field {
     fn wrong(&self, item: &str, problem: &str, write: &str) -> ScheduleError {
         ScheduleError::Field {
             field: self.name,
-            item: quotable(item),
+            item: legible(item),
             problem: problem.to_owned(),
             write: write.to_owned(),
         }

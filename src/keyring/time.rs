@@ -7,6 +7,8 @@ use std::ops::{Add, Sub};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::name::legible;
+
 /// A point in time: milliseconds since 1970-01-01T00:00:00Z, between the years 1970 and 9999.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
@@ -92,8 +94,9 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Timestamp::parse_rfc3339(&text)
-            .ok_or_else(|| de::Error::custom(format!("`{text}` is not an RFC 3339 time such as 2026-11-24T10:00:00Z")))
+        Timestamp::parse_rfc3339(&text).ok_or_else(|| {
+            de::Error::custom(format!("`{}` is not an RFC 3339 time such as 2026-11-24T10:00:00Z", legible(&text)))
+        })
     }
 }
 
@@ -162,7 +165,7 @@ impl Span {
     /// `1h30m`, `500ms`, `30d`, `a` with suffixes, with or without spaces; months and years are refused because
     /// their length is not fixed. Zero is `0s`.
     pub fn parse(text: &str) -> Result<Self, SpanError> {
-        let wrong = || SpanError { text: text.to_owned() };
+        let wrong = || SpanError { text: legible(text) };
         let calendar = text
             .split(|c: char| !c.is_ascii_alphabetic())
             .any(|unit| matches!(unit, "M" | "month" | "months" | "y" | "yr" | "year" | "years"));

@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
+use crate::keyring::name::legible;
+
 use super::cipher::{Cipher, SECRET_LEN, derive, hex};
 
 /// Length of a message authentication code (HMAC-SHA256) in bytes.
@@ -174,7 +176,7 @@ impl DataKeys {
     }
 
     fn key(&self, id: &str) -> Result<&DataKey, DataKeyError> {
-        self.keys.get(id).ok_or_else(|| DataKeyError::UnknownKey { id: id.chars().take(80).collect() })
+        self.keys.get(id).ok_or_else(|| DataKeyError::UnknownKey { id: legible(id) })
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Digest;
+use crate::keyring::name::legible;
 use crate::seal::data_keys::{DataKeyError, DataKeys};
 
 /// The format this release writes. It reads this one and, once there is one, its predecessor.
@@ -189,7 +190,7 @@ impl<'a> UnverifiedRecord<'a> {
         if (envelope.kind.as_ref(), envelope.name.as_ref()) != expected {
             let describe = |(kind, name): (&str, &str)| {
                 let text = if kind == name { kind.to_owned() } else { format!("{kind} of `{name}`") };
-                text.chars().take(120).collect()
+                legible(&text)
             };
             let found = describe((&envelope.kind, &envelope.name));
             return Err(wrong(RecordProblem::WrongDocument { found, expected: describe(expected) }));
@@ -238,7 +239,7 @@ impl<'a> UnverifiedRecord<'a> {
         let wrong = |problem| RecordError::new(location, problem);
         let envelope = self.envelope;
         if envelope.installation != keys.installation() {
-            let found = envelope.installation.chars().take(80).collect();
+            let found = legible(&envelope.installation);
             let expected = keys.installation().to_owned();
             return Err(wrong(RecordProblem::OtherInstallation { found, expected }));
         }
@@ -387,7 +388,7 @@ fn other_format(format: u32, written_by: Option<&str>) -> RecordProblem {
         return RecordProblem::UnknownFormat { format };
     }
     // Not authenticated: it is shown, not believed.
-    let release = written_by.unwrap_or("a newer release").chars().filter(|c| !c.is_control()).take(40).collect();
+    let release = written_by.map_or_else(|| "a newer release".to_owned(), legible);
     RecordProblem::NewerFormat { format, release }
 }
 

@@ -27,6 +27,11 @@ pub fn localstack() -> PathBuf {
     tool("JWKSD_TEST_LOCALSTACK", "localstack/bin/python")
 }
 
+/// Python with the packages of `tests/openapi_conformance/requirements.txt`.
+pub fn schemathesis() -> PathBuf {
+    tool("JWKSD_TEST_SCHEMATHESIS", "schemathesis/bin/python")
+}
+
 pub fn helm() -> PathBuf {
     tool("JWKSD_TEST_HELM", "kubernetes/bin/helm")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::installation::{Installation, KeysetState};
 use super::seen::{Position, claimed_mark, judge};
 use super::{INSTALLATION, LedgerError, refuse_inconsistent, refuse_missing_keyrings};
-use crate::keyring::name::Name;
+use crate::keyring::name::{Name, legible};
 use crate::keyring::record::Keyring;
 use crate::store::record::{Kind, RecordError, RecordProblem, UnverifiedRecord};
 use crate::store::{Document, Store};
@@ -73,7 +73,7 @@ impl Unauthenticated {
             entry.ok_or_else(|| LedgerError::Unlisted { keyset: keyset.clone(), location: location.clone() })?;
         let record = UnverifiedRecord::parse(&location, &bytes, Kind::Keyring, keyset.as_str())?;
         if record.installation() != installation.id {
-            let found = record.installation().chars().take(80).collect();
+            let found = legible(record.installation());
             let problem = RecordProblem::OtherInstallation { found, expected: installation.id.clone() };
             return Err(RecordError::new(&location, problem).into());
         }
