@@ -122,7 +122,8 @@ impl Engine {
         let until = Span::from_millis(cell.gives_way_until.load(Ordering::Relaxed));
         if until.is_zero() {
             let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
-            let wait = self.entropy.span_between(Span::ZERO, Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
+            let wait =
+                self.entropy.span_between(Span::ZERO, Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
             cell.gives_way_until.store((boot + wait).as_millis(), Ordering::Relaxed);
             return Some(wait);
         }
