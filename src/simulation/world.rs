@@ -445,8 +445,10 @@ impl<'a, R: Rules> World<'a, R> {
         let before = self.now - (tokens.as_millis() + caches) * 2 - self.scale() * 4;
         self.served.forget_before(before);
         self.last_live.retain(|_, (last, _)| *last > before);
-        let known: BTreeSet<Serial> =
-            self.store.keys.iter().map(|key| key.serial).chain(self.last_live.keys().copied()).collect();
+        // A replica that is late still shows, and signs with, what is gone from the store.
+        let stored = self.store.keys.iter().map(|key| key.serial);
+        let shown = self.shown.iter().flatten().copied();
+        let known: BTreeSet<Serial> = stored.chain(shown).chain(self.last_live.keys().copied()).collect();
         self.excused.retain(|serial| known.contains(serial));
         self.revoked.retain(|serial, _| known.contains(serial));
     }

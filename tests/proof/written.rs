@@ -101,7 +101,8 @@ impl Written {
     /// Changes what the world outside has nothing to do with.
     fn redraw(&self, keyset: &mut Keyset, random: &mut Random) {
         let needed = self.needed(keyset);
-        keyset.propagation = match random.below(10) {
+        keyset.propagation = match random.below(12) {
+            10 | 11 => needed.saturating_sub(self.some_term(keyset, random)),
             0 => needed.saturating_sub(span(random, 1, needed.as_millis() / 2)),
             1 => needed.saturating_sub(Span::SECOND),
             2 => needed,
@@ -147,6 +148,14 @@ impl Written {
         let overlap = keyset.max_ttl + keyset.clock_skew + keyset.clock_skew + staleness + keyset.overlap_extra;
         let (overlap, gap) = (overlap.as_millis(), keyset.schedule.gap().as_millis());
         1 + i64::from(keyset.successors) + (overlap + gap - 1) / gap
+    }
+
+    /// What somebody may forget to count.
+    fn some_term(&self, keyset: &Keyset, random: &mut Random) -> Span {
+        let lag = self.shared.map_or(Span::ZERO, |(lag, _)| lag);
+        let layer = self.caches.iter().copied().min().unwrap_or(self.max_age);
+        let slowest = keyset.verifiers.iter().copied().max().unwrap_or_default();
+        [layer, self.stale_if_error, slowest, keyset.clock_skew, lag][random.index(5)]
     }
 
     fn text(&self) -> String {
