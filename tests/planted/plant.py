@@ -36,22 +36,21 @@ pub fn is(fault: &str) -> bool {{
 def main(workspace: Path) -> None:
     faults = {path.stem: tomllib.loads(path.read_text()) for path in sorted((HERE / "faults").glob("*.toml"))}
     package = workspace / "jwksd"
-    files = {path: path.read_text() for path in sources()}
+    files = {path: path.read_bytes() for path in sources()}
     plant(faults, files)
-    files[REPOSITORY / "src/planted.rs"] = CHOICE.format(
-        count=len(faults), names="\n".join(f'    "{name}",' for name in faults)
-    )
-    files[REPOSITORY / "src/lib.rs"] += "pub mod planted;\n"
+    names = "\n".join(f'    "{name}",' for name in faults)
+    files[REPOSITORY / "src/planted.rs"] = CHOICE.format(count=len(faults), names=names).encode()
+    files[REPOSITORY / "src/lib.rs"] += b"pub mod planted;\n"
     manifest = REPOSITORY / "Cargo.toml"
     cargo = tables(manifest.read_text())
     # Without the program, which no simulation needs; and what a fault leaves unused is no mistake here.
     own = "".join(text for name, text in cargo if not name.startswith(("profile", "lints")))
     own = own.replace('default-run = "jwksd"\n', "autobins = false\n")
-    files[manifest] = own + '[lints.rust]\nunused = "allow"\n'
-    lay_out({package / path.relative_to(REPOSITORY): text for path, text in files.items()}, package)
+    files[manifest] = (own + '[lints.rust]\nunused = "allow"\n').encode()
+    lay_out({package / path.relative_to(REPOSITORY): content for path, content in files.items()}, package)
     # A member of another workspace is another package to cargo; this one's profiles let it share the dependencies.
     profiles = "".join(text for name, text in cargo if name.startswith("profile"))
-    write(workspace / "Cargo.toml", '[workspace]\nmembers = ["jwksd"]\nresolver = "3"\n\n' + profiles)
+    write(workspace / "Cargo.toml", ('[workspace]\nmembers = ["jwksd"]\nresolver = "3"\n\n' + profiles).encode())
     shutil.copyfile(REPOSITORY / "Cargo.lock", workspace / "Cargo.lock")
     tests = sorted({found["in"] for fault in faults.values() for found in fault["found"]})
     (workspace / "built.json").write_text(json.dumps(build(workspace, tests), indent=1) + "\n")
@@ -59,12 +58,11 @@ def main(workspace: Path) -> None:
 
 def sources() -> list[Path]:
     """What the simulations are built from."""
-    found = [path for folder in ("src", "config") for path in (REPOSITORY / folder).rglob("*")]
-    found += (REPOSITORY / "tests").rglob("*.rs")
-    return [path for path in found if path.is_file()]
+    found = [path for folder in ("src", "config", "tests") for path in (REPOSITORY / folder).rglob("*")]
+    return [path for path in found if path.is_file() and HERE not in path.parents]
 
 
-def plant(faults: dict, files: dict[Path, str]) -> None:
+def plant(faults: dict, files: dict[Path, bytes]) -> None:
     """Makes every edit of every fault, each of which has to fit the sources as they are."""
     edits: dict[Path, list] = {}
     for name, fault in faults.items():
@@ -72,7 +70,7 @@ def plant(faults: dict, files: dict[Path, str]) -> None:
             sys.exit(f"{name}: no edit asks whether it is at work")
         for edit in fault["edit"]:
             path = REPOSITORY / edit["file"]
-            text, old = files.get(path, ""), edit["old"]
+            text, old = files.get(path, b"").decode(), edit["old"]
             if text.count(old) != 1:
                 sys.exit(f"{name}: what it replaces stands {text.count(old)} times in {edit['file']}, not once:\n{old}")
             at = text.index(old)
@@ -82,10 +80,10 @@ def plant(faults: dict, files: dict[Path, str]) -> None:
         for (_, end, _, one), (begin, _, _, other) in zip(list_, list_[1:]):
             if begin < end:
                 sys.exit(f"{one} and {other} replace the same lines of {path.relative_to(REPOSITORY)}")
-        text = files[path]
+        text = files[path].decode()
         for begin, end, new, _ in reversed(list_):
             text = text[:begin] + new + text[end:]
-        files[path] = text
+        files[path] = text.encode()
 
 
 def tables(manifest: str) -> list[tuple[str, str]]:
@@ -100,20 +98,20 @@ def tables(manifest: str) -> list[tuple[str, str]]:
     return found
 
 
-def lay_out(files: dict[Path, str], package: Path) -> None:
+def lay_out(files: dict[Path, bytes], package: Path) -> None:
     """Writes what differs alone, so that cargo compiles no more than it has to."""
-    for path, text in files.items():
-        write(path, text)
+    for path, content in files.items():
+        write(path, content)
     for path in package.rglob("*"):
         if path.is_file() and path not in files:
             path.unlink()
 
 
-def write(path: Path, text: str) -> None:
-    if path.is_file() and path.read_text() == text:
+def write(path: Path, content: bytes) -> None:
+    if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(content)
 
 
 def build(workspace: Path, tests: list[str]) -> dict[str, str]:

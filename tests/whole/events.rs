@@ -31,7 +31,7 @@ impl World {
             Event::Revoke { seat, which } => self.revoke(seat, which),
             Event::Compromise { seat } => self.operate(seat, Intent::Compromise),
             Event::Configure { seat, policy } => self.configure(seat, policy),
-            Event::Crash { seat, places, .. } => {
+            Event::Crash { seat, places } => {
                 let seat = seat % count;
                 if self.jumped_until[seat] <= now
                     && let Some(process) = &self.seats[seat].process
@@ -227,6 +227,7 @@ impl World {
     pub fn heal(&mut self) -> Result<(), String> {
         self.tell(|| "everything is put right".to_owned());
         let now = self.now();
+        self.stats.places = self.common.doom.is_over();
         self.put_back()?;
         self.common.kms.set_mood(Mood::Well);
         self.kms_well_since = self.kms_well_since.min(now + 20_000);

@@ -46,7 +46,6 @@ pub enum Event {
     Crash {
         seat: usize,
         places: u64,
-        down: i64,
     },
     /// The process is killed, and may lose what it remembered of a shared store.
     Kill {
@@ -120,6 +119,8 @@ pub struct Setup {
     pub edge: i64,
     /// Of a thousand fetches so many fail on the way.
     pub flaky: u64,
+    /// A lie: what the KMS confirmed is gone some time later.
+    pub loses_keys: bool,
     pub policies: Vec<Policy>,
 }
 
@@ -144,12 +145,43 @@ fn secs(random: &mut Random, choices: &[i64]) -> i64 {
     choices[random.below(choices.len() as u64) as usize] * 1000
 }
 
+impl Mix {
+    /// For how many rotations a history is drawn. Records grow with what has been, and with them all that is done.
+    const fn rotations(self) -> i64 {
+        match self {
+            Mix::Rotations => 16,
+            Mix::Turmoil => 8,
+        }
+    }
+}
+
 impl History {
-    pub fn draw(seed: u64, mix: Mix, rotations: i64) -> History {
+    /// Everything that operators do on one day, by one process or by two that share a store.
+    pub fn everyday(shared: bool) -> History {
+        let drawn = (1..).map(|seed| History::draw(seed, Mix::Rotations));
+        let fits = |history: &History| history.setup.is_single != shared && history.setup.flaky == 0;
+        let mut history = drawn.into_iter().find(fits).expect("seeds go on");
+        let every = every(&history.setup.policies[0]).as_millis();
+        let events = [
+            (120, Event::Rotate { seat: 0, early: false }),
+            (130, Event::Rollback { seat: 0 }),
+            (140, Event::Resume { seat: 0 }),
+            (260, Event::Revoke { seat: 0, which: None }),
+            (300, Event::Hold { seat: 0, lasts: every / 5 }),
+            (330, Event::Configure { seat: 0, policy: 1 }),
+            (400, Event::Revoke { seat: 0, which: Some(1) }),
+            (470, Event::Compromise { seat: 0 }),
+        ];
+        history.events = events.into_iter().map(|(part, event)| (every * part / 100, event)).collect();
+        history.lasts = every * 6;
+        history
+    }
+
+    pub fn draw(seed: u64, mix: Mix) -> History {
         let mut random = Random::new(seed);
         let setup = Setup::draw(seed, mix, &mut random);
         let every = setup.policies.iter().map(|policy| every(policy).as_millis()).max().unwrap();
-        let lasts = every * rotations;
+        let lasts = every * mix.rotations();
         let faults = match mix {
             Mix::Rotations => random.below(4),
             Mix::Turmoil => 6 + random.below(30),
@@ -174,7 +206,7 @@ fn draw_event(setup: &Setup, random: &mut Random) -> Event {
         11..=13 => Event::Revoke { seat, which: half.then(|| random.below(8) as usize) },
         14 => Event::Compromise { seat },
         15..=18 => Event::Configure { seat, policy: random.below(setup.policies.len() as u64) as usize },
-        19..=23 => Event::Crash { seat, places: random.below(60), down: lasts / 4 },
+        19..=23 => Event::Crash { seat, places: random.below(60) },
         24 | 25 => Event::Kill { seat, down: lasts, forgets: half },
         26 | 27 => Event::Stop { seat, lasts },
         28 | 29 => {
@@ -222,6 +254,7 @@ impl Setup {
             verifiers: if mix == Mix::Turmoil && random.below(32) == 0 { 4096 } else { 48 },
             edge,
             flaky: if random.below(3) == 0 { 20 } else { 0 },
+            loses_keys: false,
             policies: Vec::new(),
         };
         setup.policies = (0..3).map(|_| setup.draw_policy(skew, mix, random)).collect();

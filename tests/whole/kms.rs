@@ -69,6 +69,7 @@ struct Inventory {
     /// What was asked to be destroyed since the oracle last looked.
     destroyed: Vec<KeyId>,
     wrongs: Vec<String>,
+    loses: bool,
 }
 
 impl Kms {
@@ -80,6 +81,7 @@ impl Kms {
             random,
             destroyed: Vec::new(),
             wrongs: Vec::new(),
+            loses: false,
         };
         Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote })
     }
@@ -104,6 +106,11 @@ impl Kms {
         let keyset = Name::parse("foreign").unwrap();
         let entry = Entry { id, keyset, serial: 1, lineage: "foreign".to_owned(), destroyed: false, made_at: 0 };
         inventory.entries.insert(id, entry);
+    }
+
+    /// From now on it forgets some of what it makes.
+    pub fn lose_keys(&self) {
+        self.inventory().loses = true;
     }
 
     pub fn destroyed(&self) -> Vec<KeyId> {
@@ -155,6 +162,7 @@ impl Inventory {
         let id = self.take_id();
         let (keyset, lineage) = (identity.keyset.clone(), identity.lineage.clone());
         let entry = Entry { id, keyset, serial: identity.serial, lineage, destroyed: false, made_at: now };
+        let entry = Entry { destroyed: self.loses && id % 5 == 4, ..entry };
         self.entries.insert(id, entry);
         id
     }
@@ -233,6 +241,9 @@ impl Backend for Client {
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
         self.life.pass().await;
         let id: KeyId = key.handle.parse().map_err(|_| failed("open", BackendErrorKind::NotFound))?;
+        if !self.kms.is_remote && !self.kms.inventory().signs(id) {
+            return Err(failed("open", BackendErrorKind::NotFound));
+        }
         let hand = Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() };
         Ok(match self.kms.is_remote {
             true => Signer::Remote(Arc::new(hand)),
@@ -253,11 +264,9 @@ struct Hand {
     life: Arc<Life>,
 }
 
+/// A key in this process's memory signs whatever becomes of the inventory.
 impl LocalSigner for Hand {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
-        if !self.kms.inventory().signs(self.pair.id) {
-            return Err(failed("sign", BackendErrorKind::KeyDisabled));
-        }
         Ok(self.pair.sum(message))
     }
 }

@@ -134,6 +134,8 @@ pub struct Records {
     pub emergencies: BTreeMap<Document, i64>,
     /// By keyset: how many there were, and when the last one was.
     pub promotions: BTreeMap<Document, (u64, i64)>,
+    /// Every key that ever signed.
+    signed: BTreeSet<KeyId>,
     /// Every key that was ever stored.
     pub known: BTreeSet<KeyId>,
 }
@@ -224,7 +226,8 @@ impl Records {
                 let count = self.promotions.get(document).map_or(0, |(count, _)| *count);
                 self.promotions.insert(document.clone(), (count + 1, at));
                 // The first key of an issuer is early too, and nobody holds a document without it.
-                if key.early && count > 0 {
+                let begins = self.signed.insert(key.id);
+                if key.early && begins && count > 0 {
                     self.early.insert(key.id);
                     if !self.emergencies.get(document).is_some_and(|last| at < *last + EMERGENCY) {
                         return Err(format!("{document}: key {} signs early, and nobody asked for that", key.id));

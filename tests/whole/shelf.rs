@@ -17,6 +17,8 @@ use crate::random::Random;
 
 /// A write that a store took.
 pub struct Written {
+    /// True time, in milliseconds.
+    pub at: i64,
     pub by: usize,
     pub document: Document,
     pub bytes: Arc<[u8]>,
@@ -30,6 +32,8 @@ pub struct Shelf {
     /// Of every state that ever was another one.
     revisions: AtomicU64,
     log: Mutex<Vec<Written>>,
+    /// Something was written that somebody judges.
+    pub news: tokio::sync::Notify,
 }
 
 #[derive(Clone, Default)]
@@ -45,8 +49,14 @@ pub struct Copy(Content);
 
 impl Shelf {
     pub fn new(clock: StoreClock) -> Arc<Self> {
-        let (content, revisions, log) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Shelf { clock, content, changed: tokio::sync::Notify::new(), revisions, log })
+        Arc::new(Shelf {
+            clock,
+            content: Mutex::default(),
+            changed: tokio::sync::Notify::new(),
+            revisions: AtomicU64::new(0),
+            log: Mutex::default(),
+            news: tokio::sync::Notify::new(),
+        })
     }
 
     pub fn clock(&self) -> &StoreClock {
@@ -109,7 +119,9 @@ impl Shelf {
         content.documents.insert(document.clone(), (Digest::of(&bytes), bytes.clone()));
         self.touch(&mut content);
         if matches!(document, Document::Keyring(_)) {
-            self.log.lock().unwrap().push(Written { by, document: document.clone(), bytes });
+            let written = Written { at: self.clock.truth.now(), by, document: document.clone(), bytes };
+            self.log.lock().unwrap().push(written);
+            self.news.notify_one();
         }
         Ok(())
     }

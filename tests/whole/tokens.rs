@@ -171,12 +171,16 @@ impl World {
         let record = self.records.of(&World::document(keyset));
         let has_active = record.is_some_and(|record| record.active().is_some());
         let long_well = now > self.well_since[seat] + RECOVERY && now > self.kms_well_since + RECOVERY;
+        // A key that was revoked may be gone before its signer has heard of that.
+        let shown = self.seats[seat].cell(keyset).map_or(0, |cell| cell.snapshot.load().keyring.generation);
+        let behind = record.is_some_and(|record| shown < record.generation);
         let promoted = self.records.promotions.get(&World::document(keyset)).map_or(now, |(_, at)| *at);
         let excused = match reason {
             "no_active_key" => stated && (!has_active || !long_well || now < promoted + RECOVERY),
             "stale_keyring" => stated && !self.setup.is_single && !long_well,
             "backend_throttled" => self.setup.is_remote && !long_well,
-            "backend_unavailable" | "backend_timeout" | "verification_failed" | "key_disabled" => stated && !long_well,
+            "key_disabled" => stated && (behind || !long_well),
+            "backend_unavailable" | "backend_timeout" | "verification_failed" => stated && !long_well,
             _ => false,
         };
         match excused {
