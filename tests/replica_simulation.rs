@@ -90,7 +90,7 @@ fn no_live_token_is_rejected_whatever_happens_to_replicas() {
 }
 
 /// Balancers should not ask a replica that says that it is unready. Even if they do, no live token is rejected as long as
-/// the replica can say what it publishes.
+/// a signer can say what it publishes. (A manager that lagged does not wait for itself.)
 #[test]
 fn replicas_that_say_that_they_lag_are_waited_for() {
     let flaws = Flaws { asks_unready: true, ..Flaws::NONE };

@@ -211,11 +211,13 @@ impl World {
         declared
     }
 
-    /// One replica after the other reads nothing for a while, and says what it publishes meanwhile.
+    /// One signer after the other reads nothing for a while, and says what it publishes meanwhile.
     pub async fn deaf_history(&mut self, seconds: u32) -> Result<(), String> {
         for second in 0..seconds {
             if second % 50 == 20 {
-                let number = self.random.below(self.seats.len() as u64) as usize;
+                let signers: Vec<usize> =
+                    (0..self.seats.len()).filter(|number| !self.seats[*number].writes()).collect();
+                let number = signers[self.random.below(signers.len() as u64) as usize];
                 let until = self.now() + Span::from_secs(15 + i64::try_from(self.random.below(30)).unwrap());
                 let seat = &mut self.seats[number];
                 seat.line.set(|faults| faults.deaf = true);
