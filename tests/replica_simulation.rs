@@ -89,6 +89,20 @@ fn no_live_token_is_rejected_whatever_happens_to_replicas() {
     }
 }
 
+/// Balancers should not ask a replica that says that it is unready. Even if they do, no live token is rejected as long as
+/// a signer can say what it publishes. (A manager that lagged does not wait for itself.)
+#[test]
+fn replicas_that_say_that_they_lag_are_waited_for() {
+    let flaws = Flaws { asks_unready: true, ..Flaws::NONE };
+    let seeds: Vec<u64> = (1..=4).collect();
+    let broken = first_of(&seeds, |seed| {
+        run(async { World::new(Random::new(*seed), flaws).await.deaf_history(400).await })
+            .err()
+            .map(|broken| format!("seed {seed}: {broken}"))
+    });
+    assert_eq!(broken, None);
+}
+
 #[test]
 fn a_quiet_history_has_everything_in_it() {
     let (stats, outcome) = run(async {

@@ -74,8 +74,9 @@ impl Engine {
         let mut failures: u32 = 0;
         while !cancel.is_cancelled() {
             let looked = tokio::select! {
-                looked = self.look_at_store(self.patience()) => looked,
+                biased;
                 () = cancel.cancelled() => return,
+                looked = self.look_at_store(self.patience()) => looked,
             };
             self.following.failing.store(looked.is_err(), Ordering::Relaxed);
             let Err(error) = looked else {
@@ -86,8 +87,9 @@ impl Engine {
                 if self.is_anything_frozen() {
                     // What could not be trusted may be put right without another change.
                     tokio::select! {
-                        () = self.clock.clock().sleep(super::presence::jittered(RETRY_MAX)) => {}
+                        biased;
                         () = cancel.cancelled() => return,
+                        () = self.clock.clock().sleep(self.jittered(RETRY_MAX)) => {}
                     }
                 }
                 continue;
@@ -98,8 +100,9 @@ impl Engine {
             failures = failures.saturating_add(1);
             let pause = RETRY_MIN.times(1 << failures.min(5)).min(RETRY_MAX);
             tokio::select! {
-                () = self.clock.clock().sleep(super::presence::jittered(pause)) => {}
+                biased;
                 () = cancel.cancelled() => return,
+                () = self.clock.clock().sleep(self.jittered(pause)) => {}
             }
         }
     }

@@ -118,8 +118,9 @@ impl Engine {
             let interval = self.interval();
             self.moved();
             tokio::select! {
-                () = self.clock.clock().sleep(interval) => {}
+                biased;
                 () = cancel.cancelled() => return,
+                () = self.clock.clock().sleep(interval) => {}
             }
             let boot = self.clock.boot();
             let silence = boot.saturating_sub(last);

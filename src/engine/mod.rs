@@ -40,6 +40,7 @@ use crate::keyring::plan::{Desired, Facts, JWKS_KEYS_MAX, Lag};
 use crate::keyring::policy::Policy;
 use crate::keyring::record::{Key, Keyring};
 use crate::keyring::time::{Span, Timestamp};
+use crate::random::{Entropy, System};
 use crate::store::ledger::{Ledger, Unauthenticated};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sieve::Sieve;
@@ -102,6 +103,8 @@ pub struct Engine {
     turn: tokio::sync::Mutex<()>,
     /// What this process is to the other replicas of its store.
     role: ReplicaRole,
+    /// Lets replicas that began together go apart.
+    entropy: Arc<dyn Entropy>,
     /// This process among the replicas: the machine's name and something random.
     replica: String,
     /// Other replicas use the store too.
@@ -184,6 +187,20 @@ impl Engine {
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Arc<Engine> {
+        Self::with_entropy(clock, records, backends, importer, metrics, settings, Arc::new(System))
+    }
+
+    /// The same with another source for its name, for ids of tokens and for pauses. Keys, lineages and whatever else must
+    /// never be guessed do not come from it.
+    pub fn with_entropy(
+        clock: Arc<TrustedClock>,
+        records: impl Into<Records>,
+        backends: impl IntoIterator<Item = Arc<dyn Backend>>,
+        importer: Option<Arc<dyn ImportPrivate>>,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+        entropy: Arc<dyn Entropy>,
+    ) -> Arc<Engine> {
         let (ledger, claims) = match records.into() {
             Records::Authenticated(ledger) => (OnceLock::from(ledger), None),
             Records::Sealed(claims) => (OnceLock::new(), Some(claims)),
@@ -224,7 +241,8 @@ impl Engine {
             publishes,
             complete: AtomicBool::new(false),
             declared: std::sync::Mutex::default(),
-            replica: presence::replica_name(),
+            replica: presence::replica_name(&*entropy),
+            entropy,
             following: following::Following::default(),
             presence: presence::Presence::default(),
             notices: notices::Notices::default(),

@@ -12,7 +12,7 @@ use super::cell::{KeysetCell, Laggards};
 use super::reconcile::chain;
 use crate::keyring::record::{KeyState, Serial};
 use crate::keyring::time::{Span, Timestamp};
-use crate::random;
+use crate::random::Entropy;
 use crate::store::ledger::{Alive, LedgerError};
 use crate::store::relay::Relay;
 use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
@@ -94,14 +94,15 @@ impl Engine {
                 }
                 Err(_) => {}
             }
-            let interval = jittered(self.report_interval());
+            let interval = self.jittered(self.report_interval());
             tokio::select! {
-                () = self.clock.clock().sleep(interval) => {}
+                biased;
+                () = cancel.cancelled() => {}
                 // Only what is published is waited for. Many replicas see one change: they do not all report at once.
                 () = self.presence.changed.notified(), if self.publishes() => {
-                    self.clock.clock().sleep(random::span_between(Span::ZERO, Span::from_millis(interval.as_millis() / 4).min(Span::SECOND))).await;
+                    self.clock.clock().sleep(self.entropy.span_between(Span::ZERO, Span::from_millis(interval.as_millis() / 4).min(Span::SECOND))).await;
                 }
-                () = cancel.cancelled() => {}
+                () = self.clock.clock().sleep(interval) => {}
             }
         }
     }
@@ -250,6 +251,11 @@ impl Engine {
         }
     }
 
+    /// Between three quarters of a span and all of it: replicas that began together do not stay together.
+    pub(super) fn jittered(&self, span: Span) -> Span {
+        self.entropy.span_between(Span::from_millis(span.as_millis() / 4 * 3), span)
+    }
+
     /// Replicas that have not reported for this long are not waited for: what they may still serve, propagation covers.
     fn lag_limit(&self) -> Span {
         let directory = self.directory();
@@ -266,15 +272,10 @@ impl Engine {
 }
 
 /// The machine's name, for people, and something random, since a name may come back.
-pub(super) fn replica_name() -> String {
+pub(super) fn replica_name(entropy: &dyn Entropy) -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')).collect();
-    let id = random::early_id();
+    let id = entropy.early_id();
     let room = LONGEST_REPLICA - 9;
     format!("{}/{}", &plain[..plain.len().min(room)], &id[..8])
-}
-
-/// Between three quarters of a span and all of it: replicas that began together do not stay together.
-pub(super) fn jittered(span: Span) -> Span {
-    random::span_between(Span::from_millis(span.as_millis() / 4 * 3), span)
 }

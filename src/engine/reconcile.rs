@@ -15,7 +15,6 @@ use crate::keyring::change::{Change, NewKey};
 use crate::keyring::plan::{SlowStep, Step, plan};
 use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
-use crate::random;
 use crate::store::ledger::{LedgerError, Loaded, Settled};
 pub use crate::telemetry::chain;
 use crate::telemetry::metrics::{BackendOperation, BackendOutcome, RotationFailureReason, RotationStep};
@@ -123,7 +122,8 @@ impl Engine {
         let until = Span::from_millis(cell.gives_way_until.load(Ordering::Relaxed));
         if until.is_zero() {
             let propagation = cell.snapshot.load().keyring.policy.rotation.propagation;
-            let wait = random::span_between(Span::ZERO, Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
+            let wait =
+                self.entropy.span_between(Span::ZERO, Span::from_millis(propagation.as_millis() / 8).min(DEFER_MAX));
             cell.gives_way_until.store((boot + wait).as_millis(), Ordering::Relaxed);
             return Some(wait);
         }

@@ -127,9 +127,10 @@ async fn run(engine: Arc<Engine>, cell: Arc<KeysetCell>, cancel: CancellationTok
             Rest::Until(None) | Rest::Frozen => None,
         };
         tokio::select! {
-            () = async { match nap { Some(span) => clock.sleep(span).await, None => std::future::pending().await } } => {}
-            () = cell.wake.notified() => {}
+            biased;
             () = cancel.cancelled() => {}
+            () = cell.wake.notified() => {}
+            () = async { match nap { Some(span) => clock.sleep(span).await, None => std::future::pending().await } } => {}
         }
     }
 }

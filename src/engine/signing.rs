@@ -22,7 +22,7 @@ use crate::keyring::claims::{ClaimError, Problem, SignRequest};
 use crate::keyring::jwk::Kid;
 use crate::keyring::record::Serial;
 use crate::keyring::time::Timestamp;
-use crate::random;
+use crate::random::Entropy;
 use crate::telemetry::audit::{SignatureLine, signature};
 use crate::telemetry::metrics::{BackendMetrics, BackendOperation, BackendOutcome, SignRejection, SigningFailure};
 use crate::telemetry::traces;
@@ -70,6 +70,9 @@ const REMOTE_PAUSE: Duration = Duration::from_millis(25);
 const REMOTE_PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Less time than this is not worth another attempt; it also keeps the attempt's end before the request's.
 const REMOTE_SPARE: Duration = Duration::from_millis(10);
+
+/// 128 random bits tell tokens apart.
+const JTI_BYTES: usize = 16;
 
 /// What a probe has signed. It is no JWS: those contain a dot.
 const PROBE: &[u8] = b"jwksd asks whether this key signs";
@@ -129,7 +132,7 @@ impl Engine {
         let reading = self.clock.read();
         let now = reading.now;
         let snapshot = cell.snapshot.load();
-        let jti = random_jti();
+        let jti = URL_SAFE_NO_PAD.encode(self.entropy.bytes::<JTI_BYTES>());
         let prepared = snapshot.rules.issue(request, now, &jti, audiences)?;
         if cell.is_stale(snapshot.keyring.policy.rotation.staleness_limit, reading.boot) {
             return Err(ours(
@@ -231,7 +234,7 @@ impl Engine {
                         Ok(signature) => break signature,
                         Err(error) => error,
                     };
-                    let pause = pause_before(attempt);
+                    let pause = pause_before(attempt, &*self.entropy);
                     let again = transient(error.kind)
                         && attempt < REMOTE_ATTEMPTS
                         && left() > pause
@@ -335,9 +338,9 @@ fn refuse_what_is_too_long(signer: &Signer, message: &str) -> Result<(), ClaimEr
 }
 
 /// Full jitter: those that failed together do not come back together.
-fn pause_before(attempt: u32) -> Duration {
+fn pause_before(attempt: u32, entropy: &dyn Entropy) -> Duration {
     let most = REMOTE_PAUSE.saturating_mul(1 << attempt.min(10)).min(REMOTE_PAUSE_MAX);
-    random::between(REMOTE_PAUSE_MIN, REMOTE_PAUSE_MIN + most)
+    entropy.between(REMOTE_PAUSE_MIN, REMOTE_PAUSE_MIN + most)
 }
 
 /// Remembers whether the active key of a remote backend signs. A full queue and throttling say nothing about that.
@@ -411,11 +414,6 @@ fn failed(error: BackendError) -> SignFailure {
 
 fn ours(reason: SigningFailure, cause: &str) -> SignFailure {
     SignFailure::Ours { reason, cause: cause.to_owned() }
-}
-
-/// 128 random bits, base64url.
-fn random_jti() -> String {
-    URL_SAFE_NO_PAD.encode(random::bytes::<16>())
 }
 
 fn signature_line(cell: &KeysetCell, active: &ActiveKey, jti: &str, client: &str, at: Timestamp) {

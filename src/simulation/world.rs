@@ -1,18 +1,19 @@
 //! The world of a simulation: events in the order of time.
 
 mod faults;
+mod tokens;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
+use super::Scenario;
 use super::random::Random;
 use super::replica::Replica;
-use super::report::{Incident, Margin, Report};
+use super::report::Report;
 use super::rules::Rules;
-use super::served::{Document, Moment, Served};
-use super::verifying::{Life, Presentation};
-use super::{Reality, Scenario};
+use super::served::{Moment, Served};
+use super::verifying::Presentation;
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::change::{Change, NewKey, Trigger};
 use crate::keyring::jwk::{EcCurve, Kid, PublicJwk};
@@ -353,15 +354,7 @@ impl<'a, R: Rules> World<'a, R> {
         if self.excused.contains(&key) {
             return;
         }
-        if let Some((last, verifier)) = self.last_live.get(&key) {
-            let margin = Margin {
-                millis: self.now - last,
-                at: Timestamp::from_millis(self.now),
-                verifier: self.scenario.reality.verifiers[*verifier].name.clone(),
-                key,
-            };
-            keep_least(&mut self.report.late, margin);
-        }
+        self.note_removal(key);
     }
 
     /// Brings what it signs with and whether it answers in line with what it knows and since when.
@@ -427,81 +420,6 @@ impl<'a, R: Rules> World<'a, R> {
         }
     }
 
-    // Tokens.
-
-    /// Watches tokens that are signed at this instant: shown as soon as they are live, at their last moment, or between.
-    fn watch(&mut self, replica: usize, key: Serial) {
-        if self.excused.contains(&key) || self.scenario.reality.verifiers.is_empty() {
-            return;
-        }
-        let Some(view) = self.replicas[replica].view.clone() else { return };
-        let clock = self.replicas[replica].clock(self.now).as_millis();
-        let reality: &Reality = &self.scenario.reality;
-        let longest =
-            view.key(key).map_or(view.policy.tokens.max_ttl, |key| key.ttl_bound.min(view.policy.tokens.max_ttl));
-        for _ in 0..reality.tokens {
-            let ttl = Span::from_secs(self.random.extreme(longest.as_secs()).max(1));
-            let life = Life::issued(clock, ttl, view.policy.tokens.backdate);
-            let verifier = self.random.index(reality.verifiers.len());
-            let (from, to) = life.for_clock(self.clocks[verifier]);
-            let from = from.max(self.now);
-            if to < from {
-                continue;
-            }
-            let at = from + self.random.extreme(to - from);
-            let age = reality.verifiers[verifier].age(reality.layers, &mut self.random);
-            let last = self.last_live.entry(key).or_insert((to, verifier));
-            *last = (*last).max((to, verifier));
-            self.push(at, Event::Present(Presentation { key, verifier, signed: self.now, age }));
-        }
-    }
-
-    fn judge(&mut self, shown: Presentation) {
-        if self.excused.contains(&shown.key) {
-            return;
-        }
-        let document = self.served.document(self.now - shown.age, self.now, &mut self.random);
-        self.report.presented += 1;
-        if document.is_some_and(|document| self.served.contains(document, shown.key)) {
-            return self.note_margin(shown);
-        }
-        self.report.rejected += 1;
-        let (is_early, missed) = document.map_or((true, 0), |document| self.served.lack(document, shown.key, self.now));
-        let missed_by = Span::from_millis(missed);
-        if self.report.incident.as_ref().is_some_and(|worst| worst.missed_by >= missed_by) {
-            return;
-        }
-        let (from, until) = self.served.life(shown.key).map_or((None, None), |(from, until)| (Some(from), until));
-        self.report.story = self.story.iter().cloned().collect();
-        self.report.incident = Some(Incident {
-            at: Timestamp::from_millis(self.now),
-            verifier: self.scenario.reality.verifiers[shown.verifier].name.clone(),
-            key: shown.key,
-            signed_at: Timestamp::from_millis(shown.signed),
-            document_of: document.map(|Document { of, .. }| Timestamp::from_millis(of)),
-            served_from: from.map(Timestamp::from_millis),
-            served_until: until.map(Timestamp::from_millis),
-            is_early,
-            missed_by,
-        });
-    }
-
-    /// How much older the document could have been.
-    fn note_margin(&mut self, shown: Presentation) {
-        let verifier = &self.scenario.reality.verifiers[shown.verifier];
-        if shown.key == 1 {
-            return; // The first key of an issuer signs at once: nobody holds a document without it.
-        }
-        let Some(since) = self.served.known_since(shown.key, self.now) else { return };
-        let margin = Margin {
-            millis: self.now - verifier.oldest(self.scenario.reality.layers) - since,
-            at: Timestamp::from_millis(self.now),
-            verifier: verifier.name.clone(),
-            key: shown.key,
-        };
-        keep_least(&mut self.report.early, margin);
-    }
-
     // Bookkeeping.
 
     fn push(&mut self, at: Moment, event: Event) {
@@ -527,8 +445,10 @@ impl<'a, R: Rules> World<'a, R> {
         let before = self.now - (tokens.as_millis() + caches) * 2 - self.scale() * 4;
         self.served.forget_before(before);
         self.last_live.retain(|_, (last, _)| *last > before);
-        let known: BTreeSet<Serial> =
-            self.store.keys.iter().map(|key| key.serial).chain(self.last_live.keys().copied()).collect();
+        // A replica that is late still shows, and signs with, what is gone from the store.
+        let stored = self.store.keys.iter().map(|key| key.serial);
+        let shown = self.shown.iter().flatten().copied();
+        let known: BTreeSet<Serial> = stored.chain(shown).chain(self.last_live.keys().copied()).collect();
         self.excused.retain(|serial| known.contains(serial));
         self.revoked.retain(|serial, _| known.contains(serial));
     }
@@ -543,12 +463,6 @@ fn clocks(count: usize, half: i64, random: &mut Random) -> Vec<i64> {
         _ => random.between(-half, half),
     };
     (0..count).map(|index| clock(index, random)).collect()
-}
-
-fn keep_least(kept: &mut Option<Margin>, margin: Margin) {
-    if kept.as_ref().is_none_or(|kept| margin.millis < kept.millis) {
-        *kept = Some(margin);
-    }
 }
 
 /// What a change is for people; `None` for what only the record knows.

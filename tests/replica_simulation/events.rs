@@ -211,6 +211,24 @@ impl World {
         declared
     }
 
+    /// One signer after the other reads nothing for a while, and says what it publishes meanwhile.
+    pub async fn deaf_history(&mut self, seconds: u32) -> Result<(), String> {
+        for second in 0..seconds {
+            if second % 50 == 20 {
+                let signers: Vec<usize> =
+                    (0..self.seats.len()).filter(|number| !self.seats[*number].writes()).collect();
+                let number = signers[self.random.below(signers.len() as u64) as usize];
+                let until = self.now() + Span::from_secs(15 + i64::try_from(self.random.below(30)).unwrap());
+                let seat = &mut self.seats[number];
+                seat.line.set(|faults| faults.deaf = true);
+                (seat.faulty_until, seat.well_since) = (until, until);
+                self.tell(format!("{} reads nothing until {until}", self.seats[number].name));
+            }
+            self.tick().await?;
+        }
+        Ok(())
+    }
+
     /// Something is wrong with a replica's line for a while.
     fn disturb(&mut self, number: usize, span: Span, dice: u64) {
         let span = if self.flaws.asks_unready { span.times(3) } else { span };

@@ -16,6 +16,12 @@ impl Random {
         std::collections::hash_map::RandomState::new().build_hasher().finish() % 1_000_000_000
     }
 
+    /// Another sequence, which what is drawn from this one does not change.
+    #[allow(dead_code, reason = "tests/whole.rs alone draws from several")]
+    pub fn fork(&mut self) -> Self {
+        Random::new(self.next())
+    }
+
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)

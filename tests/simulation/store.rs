@@ -28,6 +28,8 @@ pub struct FaultyStore {
     /// So does the next read.
     lose_read_too: AtomicBool,
     lose_read: AtomicBool,
+    /// The next read of the keyring fails, though everything else is there.
+    hide_keyring: AtomicBool,
     /// A planted flaw: every n-th write of a keyring is confirmed and forgotten.
     forget_every: AtomicU64,
 }
@@ -75,6 +77,10 @@ impl FaultyStore {
         self.lose_read_too.store(true, Ordering::SeqCst);
     }
 
+    pub fn hide_keyring_once(&self) {
+        self.hide_keyring.store(true, Ordering::SeqCst);
+    }
+
     pub fn forget_every(&self, n: u64) {
         self.forget_every.store(n, Ordering::SeqCst);
     }
@@ -118,7 +124,8 @@ impl Store for FaultyStore {
     }
 
     async fn read(&self, document: &Document) -> Result<Option<Vec<u8>>, StoreError> {
-        if self.gone() || self.lose_read.swap(false, Ordering::SeqCst) {
+        let hidden = matches!(document, Document::Keyring(_)) && self.hide_keyring.swap(false, Ordering::SeqCst);
+        if self.gone() || hidden || self.lose_read.swap(false, Ordering::SeqCst) {
             return Err(self.unavailable("read", document));
         }
         self.inner.read(document).await

@@ -219,6 +219,10 @@ impl World {
                 self.tell(format!("the clock says {wrong}"));
                 self.daemon.clock.step_to(wrong);
                 self.stepped_until = Some(self.truth + span);
+                // Whatever wakes it now, such as a request, has it look at once.
+                self.daemon.reconcile().await;
+                self.after_effects();
+                self.look();
             }
             37..45 if self.stepped_until.is_none() => {
                 // As far from true time as any clock here may be: the guard does not mind, verifiers must not either.
@@ -344,9 +348,23 @@ impl World {
                 self.daemon.clock.step_to(self.truth);
             }
             self.stats.restarts += 1;
-            self.daemon.start().await;
+            self.restart().await;
             self.after_effects();
             self.look();
+        }
+    }
+
+    /// What cannot be read at a start is there nevertheless: the process ends, and another one begins.
+    async fn restart(&mut self) {
+        if self.random.below(4) == 0 {
+            self.store().hide_keyring_once();
+            if !self.daemon.start().await && !self.store().is_dead() {
+                self.tell("it ends, since the keyring could not be read".to_owned());
+                self.daemon.refusal = None;
+            }
+        }
+        if !self.daemon.runs() {
+            self.daemon.start().await;
         }
     }
 

@@ -94,6 +94,11 @@ pub fn faketime_library() -> PathBuf {
     tool("JWKSD_TEST_FAKETIME_LIB", &default)
 }
 
+/// The list of the simulations with planted faults.
+pub fn planted() -> PathBuf {
+    tool("JWKSD_TEST_PLANTED", "../planted/built.json")
+}
+
 /// A file of this repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -60,7 +60,10 @@ fn what_is_accepted_makes_sense(loaded: &Loaded) {
         assert!(derived.worst_case_keys > 0);
         assert!(derived.overlap >= keyset.policy.tokens.max_ttl);
         let stored = serde_json::to_string(&keyset.policy).expect("a policy can be written into a record");
-        assert_eq!(serde_json::from_str::<jwksd::keyring::policy::Policy>(&stored).ok().as_ref(), Some(&keyset.policy));
+        assert_eq!(
+            serde_json::from_str::<jwksd::keyring::policy::Policy>(&stored).ok().as_ref(),
+            Some(keyset.policy.as_ref())
+        );
     }
 }
 

@@ -1,0 +1,292 @@
+//! A KMS: an inventory of keys that outlives every process, and the ways in which it fails.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jwksd::backend::{
+    Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, RemoteSigner, Signer, StoredKey,
+};
+use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::name::Name;
+
+use crate::keys::{KeyId, Pair, pair};
+use crate::life::Life;
+use crate::random::Random;
+
+/// As policies name it.
+pub const NAME: &str = "simulated-kms";
+
+/// How a KMS answers while something is wrong with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mood {
+    #[default]
+    Well,
+    /// Every call fails at once.
+    Away,
+    /// Calls are turned away, one in two.
+    Throttling,
+    /// Calls are not answered until it is well again, and then carried out.
+    Hanging,
+    /// What is asked is done, and the answer gets lost.
+    Mute,
+    /// What is asked is done long after the caller was told that it failed.
+    Late,
+    /// What it signs is not what was asked.
+    Lying,
+}
+
+impl Mood {
+    pub const BAD: [Mood; 6] = [Mood::Away, Mood::Throttling, Mood::Hanging, Mood::Mute, Mood::Late, Mood::Lying];
+}
+
+/// A key in the inventory.
+#[derive(Clone)]
+pub struct Entry {
+    pub id: KeyId,
+    pub keyset: Name,
+    pub serial: u64,
+    lineage: String,
+    pub destroyed: bool,
+    /// True time, in milliseconds.
+    pub made_at: i64,
+}
+
+pub struct Kms {
+    inventory: Mutex<Inventory>,
+    well: tokio::sync::Notify,
+    /// Signatures are made over the network, and are real.
+    pub is_remote: bool,
+}
+
+struct Inventory {
+    entries: BTreeMap<KeyId, Entry>,
+    next: KeyId,
+    mood: Mood,
+    random: Random,
+    /// What was asked to be destroyed since the oracle last looked.
+    destroyed: Vec<KeyId>,
+    wrongs: Vec<String>,
+    loses: bool,
+}
+
+impl Kms {
+    pub fn new(random: Random, is_remote: bool) -> Arc<Self> {
+        let inventory = Inventory {
+            entries: BTreeMap::new(),
+            next: 0,
+            mood: Mood::Well,
+            random,
+            destroyed: Vec::new(),
+            wrongs: Vec::new(),
+            loses: false,
+        };
+        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote })
+    }
+
+    pub fn set_mood(&self, mood: Mood) {
+        self.inventory().mood = mood;
+        self.well.notify_waiters();
+    }
+
+    pub fn mood(&self) -> Mood {
+        self.inventory().mood
+    }
+
+    pub fn entries(&self) -> Vec<Entry> {
+        self.inventory().entries.values().cloned().collect()
+    }
+
+    /// Somebody else's keys, which nobody may touch.
+    pub fn add_foreign(&self) {
+        let mut inventory = self.inventory();
+        let id = inventory.take_id();
+        let keyset = Name::parse("foreign").unwrap();
+        let entry = Entry { id, keyset, serial: 1, lineage: "foreign".to_owned(), destroyed: false, made_at: 0 };
+        inventory.entries.insert(id, entry);
+    }
+
+    /// From now on it forgets some of what it makes.
+    pub fn lose_keys(&self) {
+        self.inventory().loses = true;
+    }
+
+    pub fn destroyed(&self) -> Vec<KeyId> {
+        std::mem::take(&mut self.inventory().destroyed)
+    }
+
+    pub fn wrongs(&self) -> Vec<String> {
+        std::mem::take(&mut self.inventory().wrongs)
+    }
+
+    fn inventory(&self) -> MutexGuard<'_, Inventory> {
+        self.inventory.lock().unwrap()
+    }
+
+    /// Gets a call through, or not.
+    async fn arrive(&self, operation: &'static str) -> Result<(), BackendError> {
+        loop {
+            let (mood, dice) = {
+                let mut inventory = self.inventory();
+                (inventory.mood, inventory.random.below(2))
+            };
+            match mood {
+                Mood::Away => return Err(failed(operation, BackendErrorKind::Unavailable)),
+                Mood::Throttling if dice == 0 => return Err(failed(operation, BackendErrorKind::Throttled)),
+                Mood::Hanging => self.well.notified().await,
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+impl Inventory {
+    fn take_id(&mut self) -> KeyId {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Makes the key, or finds the one that was made for it before.
+    fn create(&mut self, identity: &KeyIdentity, now: i64) -> KeyId {
+        let of = |entry: &&Entry| {
+            entry.keyset == identity.keyset && entry.serial == identity.serial && entry.lineage == identity.lineage
+        };
+        if let Some(entry) = self.entries.values().find(of) {
+            if entry.destroyed {
+                self.wrongs.push(format!("serial {} is asked for again after it was destroyed", identity.serial));
+            }
+            return entry.id;
+        }
+        let id = self.take_id();
+        let (keyset, lineage) = (identity.keyset.clone(), identity.lineage.clone());
+        let entry = Entry { id, keyset, serial: identity.serial, lineage, destroyed: false, made_at: now };
+        let entry = Entry { destroyed: self.loses && id % 5 == 4, ..entry };
+        self.entries.insert(id, entry);
+        id
+    }
+
+    fn destroy(&mut self, id: KeyId) {
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.destroyed) {
+            entry.destroyed = true;
+            self.destroyed.push(id);
+        }
+    }
+
+    fn signs(&self, id: KeyId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| !entry.destroyed)
+    }
+}
+
+fn failed(operation: &'static str, kind: BackendErrorKind) -> BackendError {
+    BackendError { backend: NAME, operation, kind, source: None }
+}
+
+/// The KMS as one process sees it.
+pub struct Client {
+    kms: Arc<Kms>,
+    life: Arc<Life>,
+    truth: crate::life::Truth,
+}
+
+impl Client {
+    pub fn new(kms: Arc<Kms>, life: Arc<Life>, truth: crate::life::Truth) -> Arc<Self> {
+        Arc::new(Client { kms, life, truth })
+    }
+
+    /// Does what was asked, now or later, and says what the caller is told.
+    async fn act<T>(
+        &self,
+        operation: &'static str,
+        act: impl FnOnce(&mut Inventory) -> T + Send + 'static,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+    {
+        self.life.pass().await;
+        self.kms.arrive(operation).await?;
+        self.life.pass().await;
+        if self.kms.mood() == Mood::Late {
+            let kms = self.kms.clone();
+            let after = Duration::from_millis(1 + kms.inventory().random.below(20_000));
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                act(&mut kms.inventory());
+            });
+            return Err(failed(operation, BackendErrorKind::Timeout));
+        }
+        let done = act(&mut self.kms.inventory());
+        self.life.pass().await;
+        match self.kms.mood() {
+            Mood::Mute => Err(failed(operation, BackendErrorKind::Unavailable)),
+            _ => Ok(done),
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Client {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn create(&self, identity: &KeyIdentity, _: Algorithm) -> Result<CreatedKey, BackendError> {
+        let (identity, now) = (identity.clone(), self.truth.now());
+        let id = self.act("create", move |inventory| inventory.create(&identity, now)).await?;
+        let pair = pair(id);
+        Ok(CreatedKey { kid: pair.kid.clone(), public: pair.public.clone(), handle: id.to_string() })
+    }
+
+    async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
+        self.life.pass().await;
+        let id: KeyId = key.handle.parse().map_err(|_| failed("open", BackendErrorKind::NotFound))?;
+        if !self.kms.is_remote && !self.kms.inventory().signs(id) {
+            return Err(failed("open", BackendErrorKind::NotFound));
+        }
+        let hand = Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() };
+        Ok(match self.kms.is_remote {
+            true => Signer::Remote(Arc::new(hand)),
+            false => Signer::Inline(Arc::new(hand)),
+        })
+    }
+
+    async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
+        let id: KeyId = key.handle.parse().map_err(|_| failed("destroy", BackendErrorKind::NotFound))?;
+        self.act("destroy", move |inventory| inventory.destroy(id)).await
+    }
+}
+
+/// Signs with one key.
+struct Hand {
+    pair: Arc<Pair>,
+    kms: Arc<Kms>,
+    life: Arc<Life>,
+}
+
+/// A key in this process's memory signs whatever becomes of the inventory.
+impl LocalSigner for Hand {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        Ok(self.pair.sum(message))
+    }
+}
+
+#[async_trait]
+impl RemoteSigner for Hand {
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        self.life.pass().await;
+        self.kms.arrive("sign").await?;
+        if !self.kms.inventory().signs(self.pair.id) {
+            return Err(failed("sign", BackendErrorKind::KeyDisabled));
+        }
+        match self.kms.mood() {
+            Mood::Mute | Mood::Late => pending().await,
+            Mood::Lying => Ok(self.pair.sign(b"something else")),
+            _ => {
+                let signature = self.pair.sign(message);
+                self.life.pass().await;
+                Ok(signature)
+            }
+        }
+    }
+}
