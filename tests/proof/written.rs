@@ -200,12 +200,12 @@ impl Written {
         if !loaded.timing.is_empty() {
             return Err(loaded.timing);
         }
-        Ok(loaded.config.keysets.into_iter().map(|keyset| keyset.policy).collect())
+        Ok(loaded.config.keysets.into_iter().map(|keyset| (*keyset.policy).clone()).collect())
     }
 
     /// The policies, whether or not their timing is refused.
     pub fn policies(&self) -> Vec<Policy> {
-        self.understood().config.keysets.into_iter().map(|keyset| keyset.policy).collect()
+        self.understood().config.keysets.into_iter().map(|keyset| (*keyset.policy).clone()).collect()
     }
 
     fn understood(&self) -> config::Loaded {
