@@ -276,11 +276,12 @@ fn accepts(document: &JwkSet, token: &str) -> Outcome<()> {
 
 /// Looks at the daemon every so often until the run has lasted.
 async fn sample(daemon: &Daemon, plan: &Plan, notes: &Notes) -> Outcome<Vec<Sample>> {
-    let (mut ops, mut public) = (daemon.connect("ops").await?, daemon.connect("public").await?);
     let began = Instant::now();
     let mut samples = Vec::new();
     while began.elapsed() < plan.length {
         sleep(plan.every).await;
+        // New ones each time: the daemon drops connections that say nothing.
+        let (mut ops, mut public) = (daemon.connect("ops").await?, daemon.connect("public").await?);
         let metrics = String::from_utf8(ops.get("/metrics").await?.ok()?)?;
         let mut jwks_bytes = 0;
         for issuer in KEYSETS {

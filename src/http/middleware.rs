@@ -78,8 +78,11 @@ pub struct Edge {
 /// A way around the router for the requests that come by the thousand: what the router's layers cost, they would pay at
 /// each one. Whatever the layers check, it checks itself.
 pub trait Shortcut: Send + Sync {
-    /// The answer to a request of its kind; gives back any other.
-    fn take(&self, request: Request) -> Result<Answering<'_>, Request>;
+    /// Whether it answers requests like this one.
+    fn takes(&self, request: &Request) -> bool;
+
+    /// The answer to a request that it takes.
+    fn answer(&self, request: Request) -> Answering<'_>;
 }
 
 /// An answer under way.
@@ -154,15 +157,10 @@ impl Edge {
         response
     }
 
-    async fn handle(&self, request: Request, id: &RequestId) -> Response {
-        let taken = match &self.shortcut {
-            Some(shortcut) => shortcut.take(request),
-            None => Err(request),
-        };
-        let mut request = match taken {
-            Ok(answering) => return answering.await,
-            Err(request) => request,
-        };
+    async fn handle(&self, mut request: Request, id: &RequestId) -> Response {
+        if let Some(shortcut) = self.shortcut.as_ref().filter(|shortcut| shortcut.takes(&request)) {
+            return shortcut.answer(request).await;
+        }
         request.extensions_mut().insert(id.clone());
         match self.router.clone().call(request).await {
             Ok(response) => response,

@@ -33,8 +33,12 @@ struct Public {
 }
 
 impl Shortcut for Public {
-    fn take(&self, request: Request) -> Result<Answering<'_>, Request> {
-        Ok(Box::pin(std::future::ready(serve(&self.engine, &request))))
+    fn takes(&self, _: &Request) -> bool {
+        true
+    }
+
+    fn answer(&self, request: Request) -> Answering<'_> {
+        Box::pin(std::future::ready(serve(&self.engine, &request)))
     }
 }
 

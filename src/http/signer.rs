@@ -56,18 +56,19 @@ struct Signing {
 }
 
 impl Shortcut for Signing {
-    fn take(&self, request: Request) -> Result<Answering<'_>, Request> {
-        if request.method() != Method::POST || keyset_of(request.uri().path()).is_none() {
-            return Err(request);
-        }
+    fn takes(&self, request: &Request) -> bool {
+        request.method() == Method::POST && keyset_of(request.uri().path()).is_some()
+    }
+
+    fn answer(&self, request: Request) -> Answering<'_> {
         if let Err(problem) = self.policy.check(request.uri(), request.headers(), request.extensions().get::<Peer>()) {
-            return Ok(Box::pin(ready(problem.into_response())));
+            return Box::pin(ready(problem.into_response()));
         }
         Notes::path(request.extensions(), SIGN);
-        Ok(Box::pin(async {
+        Box::pin(async {
             let path = request.uri().clone();
             answer_for(&self.state, keyset_of(path.path()).unwrap_or_default(), request).await
-        }))
+        })
     }
 }
 
