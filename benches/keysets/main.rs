@@ -1,5 +1,5 @@
 //! What a daemon costs with 10, 100, 1,000 and 10,000 keysets: start, memory, rest, rotations and signatures, each as a
-//! number and as a multiple of what the smallest installation takes. `docs/scale.md` says how to read it.
+//! number and as a multiple of what the smallest installation takes. `docs/performance.md` says how to read it.
 //!
 //! ```console
 //! $ benches/run keysets [N …] [--idle SECONDS] [--tokens N] [--rotations N] [--binary PATH]

@@ -1,5 +1,5 @@
 //! A daemon under constant load that rotates every few seconds: does anything grow? Prints what was sampled, compares the
-//! first quarter with the last one, and fails if a request did or something was not flat. `docs/scale.md` says more.
+//! first quarter with the last one, and fails if a request did or something was not flat. `docs/performance.md` says more.
 //!
 //! ```console
 //! $ benches/run soak [MINUTES] [--binary PATH]
