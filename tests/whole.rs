@@ -111,8 +111,8 @@ fn play_until(first: u64, mix: Mix, rotations: u64) -> Result<Stats, String> {
 
 /// Of a thousand rotations so many are played where most goes wrong, and so many by whole daemons; the keyring's core alone
 /// plays the others.
-const TURMOIL: u64 = 5;
-const WHOLE: u64 = 70;
+const TURMOIL: u64 = 4;
+const WHOLE: u64 = 50;
 
 /// However few are wanted.
 const LEAST: u64 = 60;

@@ -252,6 +252,8 @@ impl World {
             self.set_clock(seat, 0);
             self.jumped_until[seat] = 0;
             self.unwell(seat, now);
+            // Whoever is down comes back.
+            self.at(now, Due::Start(seat));
             if let Some(process) = &self.seats[seat].process {
                 process.life.die_after(u64::MAX);
             }

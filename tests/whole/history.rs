@@ -7,10 +7,12 @@ use jwksd::keyring::name::Name;
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::Span;
+use jwksd::keyring::timing::{self, Severity};
 
 use crate::audience::Class;
 use crate::kms;
 use crate::random::Random;
+use crate::world::KEYSETS;
 
 /// Something that happens to the installation. `seat` is a number of a replica, taken modulo how many there are.
 #[derive(Clone, Debug, PartialEq)]
@@ -261,8 +263,22 @@ impl Setup {
             loses_keys: false,
             policies: Vec::new(),
         };
-        setup.policies = (0..3).map(|_| setup.draw_policy(skew, mix, random)).collect();
+        while setup.policies.len() < 3 {
+            let policy = setup.draw_policy(skew, mix, random);
+            if setup.is_accepted(&policy) {
+                setup.policies.push(policy);
+            }
+        }
         setup
+    }
+
+    /// Whether `jwksd check` takes it for every keyset.
+    fn is_accepted(&self, policy: &Policy) -> bool {
+        let names: Vec<Name> = KEYSETS.iter().take(self.keysets).map(|name| Name::parse(name).unwrap()).collect();
+        let keysets: Vec<(Name, &Policy)> = names.iter().map(|name| (name.clone(), policy)).collect();
+        let mut findings = timing::examine_issuer(&policy.issuer.name, &keysets);
+        findings.extend(timing::examine_keyset(&names[0], policy));
+        findings.iter().all(|finding| finding.severity != Severity::Refused)
     }
 
     /// A policy that keeps the rules, as near to what is refused as it may be.

@@ -227,6 +227,7 @@ impl World {
         self.at(2_000, Due::Routine);
         self.at(history.lasts, Due::EverythingHeals);
         self.at(history.lasts + 6_000, Due::Resume);
+        self.at(history.lasts + RECOVERY, Due::Resume);
         self.at(history.lasts + 6_000 + 2 * every + 2 * RECOVERY, Due::End);
     }
 
