@@ -41,7 +41,6 @@ mod world;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use history::{History, Mix};
 use life::Doom;
@@ -112,20 +111,22 @@ fn play_until(first: u64, mix: Mix, rotations: u64) -> Result<Stats, String> {
 
 /// Of a thousand rotations so many are played where most goes wrong, and so many by whole daemons; the keyring's core alone
 /// plays the others.
-const TURMOIL: u64 = 40;
-const WHOLE: u64 = 200;
+const TURMOIL: u64 = 4;
+const WHOLE: u64 = 50;
+
+/// However few are wanted.
+const LEAST: u64 = 60;
 
 /// `JWKSD_WHOLE_ROTATIONS` says how many, `JWKSD_WHOLE_SEED` which history comes first.
 #[test]
 fn no_promise_is_broken() {
     let rotations = number("JWKSD_WHOLE_ROTATIONS").unwrap_or(1_000);
     let seed = number("JWKSD_WHOLE_SEED").unwrap_or(1);
-    let begun = Instant::now();
     let mut played = 0;
     for (mix, share) in [(Mix::Turmoil, TURMOIL), (Mix::Rotations, WHOLE)] {
-        let wanted = (rotations * share / 1000).max(1);
+        let wanted = (rotations * share / 1000).max(LEAST);
         let stats = play_until(seed, mix, wanted).unwrap_or_else(|broken| panic!("{broken}"));
-        println!("{:?}: {mix:?}: {stats:?}", begun.elapsed());
+        println!("{mix:?}: {stats:?}");
         assert!(stats.rotations >= wanted, "{stats:?}");
         assert!(stats.tokens > 2 * stats.rotations && stats.accepted > 50 * stats.rotations, "{stats:?}");
         assert!(stats.excused + stats.unreachable < stats.accepted / 20, "{stats:?}");
@@ -136,7 +137,7 @@ fn no_promise_is_broken() {
         played += stats.rotations;
     }
     let report = core::play_until(seed, rotations.saturating_sub(played)).unwrap_or_else(|broken| panic!("{broken}"));
-    println!("{:?}: core: {report:?}", begun.elapsed());
+    println!("core: {report:?}");
     assert!(played + report.rotations >= rotations, "{report:?}");
     assert!(report.presented > report.rotations, "{report:?}");
 }
@@ -203,7 +204,8 @@ fn a_seed_tells_the_same_story_twice() {
 /// Who is told less than is true notices nothing: what verifiers really do must matter.
 #[test]
 fn a_world_that_differs_from_what_is_declared_is_noticed() {
-    let lies: [(&str, fn(&mut History)); 4] = [
+    type Lie = fn(&mut History);
+    let lies: [(&str, Lie); 4] = [
         ("caches that nobody declared", |history| history.setup.edge += 20_000),
         ("verifiers that keep documents for longer", |history| {
             history.setup.classes.push(audience::Class::Plain { cache: 60_000 });

@@ -12,6 +12,9 @@ use crate::life::BEGINNING;
 use crate::seat::declare;
 use crate::world::{Due, KEYSETS, Note, World};
 
+/// A copy is so old when it is put back, in milliseconds.
+const RESTORE_AFTER: i64 = 9_000;
+
 impl World {
     pub async fn happen(&mut self, event: Event) -> Result<(), String> {
         self.stats.faults += 1;
@@ -63,7 +66,8 @@ impl World {
             }
             Event::LateWrite { seat, after } => {
                 let after = i64::try_from(after).unwrap();
-                if self.newest.is_none() {
+                // A file is written or not when the process hears of it.
+                if self.newest.is_none() && !self.setup.is_single {
                     self.seats[seat % count].way.set(|weather| weather.late_write = Some(after.unsigned_abs()));
                     self.late_until = i64::MAX;
                     self.unwell(seat % count, now + after);
@@ -74,7 +78,12 @@ impl World {
                 (0..count).for_each(|seat| self.unwell(seat, now + lasts));
                 self.at(now + lasts, Due::StoreClockHeals);
             }
-            Event::Older { lasts } if !self.setup.is_single => self.restore(lasts),
+            Event::Older { lasts } if !self.setup.is_single => {
+                if self.backup.is_none() && self.newest.is_none() {
+                    self.backup = Some(self.common.hub.copy());
+                    self.at(now + RESTORE_AFTER, Due::Restore { lasts, tries: 8 });
+                }
+            }
             Event::StoreClock { .. } | Event::Older { .. } => {}
             Event::Mood { mood, lasts } => {
                 self.common.kms.set_mood(mood);
@@ -187,13 +196,9 @@ impl World {
         }
     }
 
-    /// Everybody who writes has seen the newest; then an older copy is put in its place.
-    fn restore(&mut self, lasts: i64) {
+    /// Everybody has seen the newest; then an older copy is put in its place. Otherwise it is tried again.
+    pub fn restore(&mut self, lasts: i64, tries: u32) {
         let now = self.now();
-        if self.backup.is_none() {
-            self.backup = Some(self.common.hub.copy());
-            return;
-        }
         let is_current = |seat: &crate::seat::Seat| {
             self.records.all().all(|(document, record)| match document {
                 jwksd::store::Document::Keyring(name) => seat
@@ -203,10 +208,18 @@ impl World {
             })
         };
         let settled = now > self.all_well_since + 1_000 && now > self.late_until;
-        if self.newest.is_some() || !settled || !self.seats.iter().all(is_current) {
+        let Some(older) = self.backup.clone() else { return };
+        // What is written on over a copy of the newest is nothing wrong.
+        let differs = self.records.all().all(|(document, _)| older.read(document) != self.common.hub.read(document));
+        if !differs || !settled || !self.seats.iter().all(is_current) {
+            if tries == 0 {
+                self.backup = None;
+            } else {
+                self.at(now + RESTORE_AFTER, Due::Restore { lasts, tries: tries - 1 });
+            }
             return;
         }
-        let Some(older) = self.backup.take() else { return };
+        self.backup = None;
         self.stats.restored += 1;
         self.tell(|| "an older copy of the store is put back".to_owned());
         self.newest = Some(self.common.hub.copy());
@@ -227,6 +240,7 @@ impl World {
     pub fn heal(&mut self) -> Result<(), String> {
         self.tell(|| "everything is put right".to_owned());
         let now = self.now();
+        self.backup = None;
         self.stats.places = self.common.doom.is_over();
         self.put_back()?;
         self.common.kms.set_mood(Mood::Well);
@@ -238,6 +252,8 @@ impl World {
             self.set_clock(seat, 0);
             self.jumped_until[seat] = 0;
             self.unwell(seat, now);
+            // Whoever is down comes back.
+            self.at(now, Due::Start(seat));
             if let Some(process) = &self.seats[seat].process {
                 process.life.die_after(u64::MAX);
             }

@@ -229,7 +229,7 @@ impl Records {
                 let begins = self.signed.insert(key.id);
                 if key.early && begins && count > 0 {
                     self.early.insert(key.id);
-                    if !self.emergencies.get(document).is_some_and(|last| at < *last + EMERGENCY) {
+                    if self.emergencies.get(document).is_none_or(|last| at >= *last + EMERGENCY) {
                         return Err(format!("{document}: key {} signs early, and nobody asked for that", key.id));
                     }
                 }

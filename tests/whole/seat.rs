@@ -206,9 +206,8 @@ impl Boot {
         let declared = if self.role == ReplicaRole::Signer { &[][..] } else { &self.declared };
         engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
         let mut begin = tokio::spawn(begin(engine.clone()));
-        match tokio::time::timeout(OPEN_WITHIN, &mut begin).await {
-            Ok(begun) => begun.map_err(|error| error.to_string())??,
-            Err(_) => {}
+        if let Ok(begun) = tokio::time::timeout(OPEN_WITHIN, &mut begin).await {
+            begun.map_err(|error| error.to_string())??;
         }
         engine.opened().await;
         engine.schedule();

@@ -47,6 +47,12 @@ struct Content {
 #[derive(Clone)]
 pub struct Copy(Content);
 
+impl Copy {
+    pub fn read(&self, document: &Document) -> Option<Arc<[u8]>> {
+        self.0.documents.get(document).map(|(_, bytes)| bytes.clone())
+    }
+}
+
 impl Shelf {
     pub fn new(clock: StoreClock) -> Arc<Self> {
         Arc::new(Shelf {

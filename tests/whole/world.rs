@@ -83,6 +83,10 @@ pub enum Due {
     /// What was wrong with a seat's way is right again.
     WayHeals(usize),
     StoreClockHeals,
+    Restore {
+        lasts: i64,
+        tries: u32,
+    },
     PutBack,
     KmsHeals,
     ClockHeals(usize),
@@ -223,6 +227,7 @@ impl World {
         self.at(2_000, Due::Routine);
         self.at(history.lasts, Due::EverythingHeals);
         self.at(history.lasts + 6_000, Due::Resume);
+        self.at(history.lasts + RECOVERY, Due::Resume);
         self.at(history.lasts + 6_000 + 2 * every + 2 * RECOVERY, Due::End);
     }
 
@@ -256,6 +261,7 @@ impl World {
             Due::Event(event) => self.happen(event).await?,
             Due::WayHeals(seat) => self.seats[seat].way.heal(),
             Due::StoreClockHeals => self.set_store_clock(self.setup.ahead_max),
+            Due::Restore { lasts, tries } => self.restore(lasts, tries),
             Due::PutBack => self.put_back()?,
             Due::KmsHeals => self.common.kms.set_mood(crate::kms::Mood::Well),
             Due::ClockHeals(seat) => self.set_clock(seat, 0),
