@@ -160,7 +160,8 @@ fn flaws_are_found() {
         ("a store that forgets what it confirmed", Flaws { forgets: true, ..Flaws::NONE }),
     ];
     for (name, flaw) in flaws {
-        let found = (1..=40).find_map(|seed| {
+        // The first of them is found by seed 53: few histories promote a key that has only just been published.
+        let found = (51..=250).find_map(|seed| {
             run(async {
                 let mut world = World::new(Random::new(seed), flaw).await;
                 world.random_history(600).await.err()
