@@ -61,7 +61,7 @@ struct Edit {
 const SHORT: [(&str, &str); 2] = [("JWKSD_SIM_SEED", "1"), ("JWKSD_WHOLE_ROTATIONS", "200")];
 
 /// With one it plays on until it is found; few histories are of a KMS that lies.
-const LONG: [(&str, &str); 1] = [("JWKSD_WHOLE_ROTATIONS", "500000")];
+const LONG: [(&str, &str); 2] = [("JWKSD_SIM_SEEDS", "300"), ("JWKSD_WHOLE_ROTATIONS", "500000")];
 
 /// One run of a simulation, with a fault or without.
 struct Run<'a> {

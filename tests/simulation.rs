@@ -82,11 +82,16 @@ fn a_crash_at_any_write_costs_no_live_token() {
     }
 }
 
+/// How many histories are played; `JWKSD_SIM_SEEDS` for longer searches.
+fn seeds() -> u64 {
+    std::env::var("JWKSD_SIM_SEEDS").map_or(12, |seeds| seeds.parse().expect("JWKSD_SIM_SEEDS is a number"))
+}
+
 #[test]
 fn no_live_token_is_rejected_whatever_happens() {
     let seeds: Vec<u64> = match std::env::var("JWKSD_SIM_SEED") {
         Ok(seed) => vec![seed.parse().expect("JWKSD_SIM_SEED is a number")],
-        Err(_) => (1..=12).chain([Random::from_system()]).collect(),
+        Err(_) => (1..=seeds()).chain([Random::from_system()]).collect(),
     };
     for seed in seeds {
         println!("seed {seed}");
