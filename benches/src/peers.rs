@@ -24,7 +24,7 @@ pub fn program(variable: &str) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// nginx with one worker, as Debian configures it but for the access log, which is off.
+/// nginx as one process, as Debian configures it but for the access log, which is off.
 pub struct Nginx {
     _server: Server,
     pub address: SocketAddr,
@@ -38,7 +38,7 @@ impl Nginx {
         fs::create_dir_all(folder.path().join(".well-known")).unwrap();
         fs::write(folder.path().join(".well-known/jwks.json"), document).unwrap();
         let configuration = format!(
-            "daemon off; worker_processes 1; pid {root}/pid; error_log {root}/error.log; user root;\n\
+            "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log; user root;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000;\n\
              client_body_temp_path {root}/a; proxy_temp_path {root}/b; fastcgi_temp_path {root}/c;\n\

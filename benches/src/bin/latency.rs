@@ -9,6 +9,7 @@ use std::time::Duration;
 use jwksd_benches::Effort;
 use jwksd_benches::daemon::{Daemon, Keyset, token};
 use jwksd_benches::load::{Request, Seen, flood, pace, pace_all};
+use jwksd_benches::peers::Nginx;
 
 const CONNECTIONS: usize = 16;
 
@@ -23,11 +24,16 @@ fn main() {
         Keyset { name: "rs", algorithm: "RS256", tables: "" },
         Keyset { name: "busy", algorithm: "ES256", tables: BUSY },
     ]);
+    let nginx = Nginx::serving("{\"keys\":[]}");
     let most = |keyset: &str| flood(&daemon.sign(keyset), CONNECTIONS, effort.span).per_second();
     let (es, rs) = (most("es"), most("rs"));
     println!("one core signs {es:.0} ES256 or {rs:.0} RS256 tokens per second; {CONNECTIONS} connections\n");
     println!("{:<58} {:>8} {:>8} {:>8} {:>8}", "milliseconds", "p50", "p99", "p99.9", "longest");
     for _ in 0..effort.rounds {
+        row(
+            "nginx, a file at the same rate: what the machine itself adds",
+            &pace(&nginx.jwks(), es / 2.0, CONNECTIONS, effort.span),
+        );
         row("ES256 at half load", &pace(&daemon.sign("es"), es / 2.0, CONNECTIONS, effort.span));
         let (seen, rotations) = rotating(&daemon, es / 2.0, effort.span * 3);
         row(&format!("ES256 at half load, {rotations} rotations meanwhile"), &seen);
