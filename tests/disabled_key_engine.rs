@@ -2,6 +2,9 @@
 //! successor that just signed. `tests/key_disabled.rs` shows the same from outside, without the hour.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/policy.rs"]
+mod policy;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +22,7 @@ use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::Policy;
 use jwksd::keyring::record::{KeyState, Keyring, Serial};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
@@ -216,40 +219,13 @@ async fn start(
 }
 
 fn policy() -> Policy {
-    Policy {
-        issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: "https://issuer.example".to_owned(),
-            max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "service".to_owned(),
-        rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::DAY.times(30)),
-            propagation: PROPAGATION,
-            successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
-            clock_skew: Span::SECOND,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
-        },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
-    }
+    let mut policy = policy::policy("main", "https://issuer.example");
+    (policy.issuer.max_age, policy.issuer.caches) = (Span::MINUTE, vec![Span::MINUTE]);
+    policy.backend = "service".to_owned();
+    let rotation = &mut policy.rotation;
+    (rotation.schedule, rotation.propagation) = (Schedule::Every(Span::DAY.times(30)), PROPAGATION);
+    rotation.successors = 2;
+    policy
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! What a start costs grows with the number of keysets and no faster, counted in what is asked of the store.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/policy.rs"]
+mod policy;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,10 +12,7 @@ use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
-use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::KeyEncryptionKey;
 use jwksd::seal::file::FileKey;
@@ -125,40 +125,7 @@ async fn start(store: &Arc<Counting>, seal: &Arc<dyn KeyEncryptionKey>, declared
 
 fn declare(number: usize) -> Declared {
     let issuer = format!("issuer-{}", number / PER_ISSUER);
-    let policy = Policy {
-        issuer: IssuerPolicy {
-            url: format!("https://issuer.example/{issuer}"),
-            name: Name::parse(&issuer).unwrap(),
-            max_age: Span::SECOND,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::SECOND],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
-        rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::HOUR),
-            propagation: Span::from_secs(4),
-            successors: 1,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
-            clock_skew: Span::SECOND,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
-        },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
-    };
+    let policy = policy::policy(&issuer, &format!("https://issuer.example/{issuer}"));
     Declared { name: Name::parse(&format!("keyset-{number}")).unwrap(), policy: Arc::new(policy), fits: true }
 }
 

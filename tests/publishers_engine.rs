@@ -2,6 +2,9 @@
 //! lags may not do. `tests/publishers.rs` shows the rest from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/policy.rs"]
+mod policy;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,12 +15,11 @@ use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::placing::Place;
 use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
 use jwksd::keyring::placement::Generations;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::{IssuerPolicy, Policy};
 use jwksd::keyring::record::{KeyState, Keyring};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
@@ -300,40 +302,12 @@ fn policy_of_two_paths() -> Policy {
 }
 
 fn policy() -> Policy {
-    Policy {
-        issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: URL.to_owned(),
-            max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
-        rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::DAY.times(30)),
-            propagation: PROPAGATION,
-            successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
-            clock_skew: Span::SECOND,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
-        },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
-    }
+    let mut policy = policy::policy("main", URL);
+    (policy.issuer.max_age, policy.issuer.caches) = (Span::MINUTE, vec![Span::MINUTE]);
+    let rotation = &mut policy.rotation;
+    (rotation.schedule, rotation.propagation) = (Schedule::Every(Span::DAY.times(30)), PROPAGATION);
+    rotation.successors = 2;
+    policy
 }
 
 #[tokio::test]

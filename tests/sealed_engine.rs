@@ -1,6 +1,9 @@
 //! The engine before and after its seal opens (DESIGN §3.6): what is served, what is refused, and that nothing is written.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/policy.rs"]
+mod policy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,14 +13,12 @@ use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::view::Health;
 use jwksd::engine::whole::WholeRequest;
 use jwksd::engine::{CommandError, Declared, Engine, Records, ReplicaRole, Rest, Settings, SignFailure};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::{IssuerPolicy, Policy};
 use jwksd::keyring::record::KeyState;
-use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::KeyEncryptionKey;
 use jwksd::seal::data_keys::LateDataKeys;
@@ -179,41 +180,8 @@ fn name(text: &str) -> Name {
 
 fn declare(keyset: &str, url: &str) -> Declared {
     let host = url.trim_start_matches("https://").trim_end_matches(".example");
-    let policy = Policy {
-        issuer: IssuerPolicy {
-            name: name(host),
-            url: url.to_owned(),
-            max_age: Span::SECOND,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::SECOND],
-            // Both issuers have the path `/`.
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
-        rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::HOUR),
-            propagation: Span::from_secs(4),
-            successors: 1,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
-            clock_skew: Span::SECOND,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
-        },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
-    };
+    // Both issuers have the path `/`.
+    let policy = policy::policy(host, url);
     let policy = match host {
         "two" => Policy { issuer: IssuerPolicy { url: format!("{url}/two"), ..policy.issuer }, ..policy },
         _ => policy,

@@ -2,7 +2,8 @@
 //! certificates.
 //!
 //! A request passes, from the outside in: [`listener`] (connections and their limits) → [`middleware::Edge`] (request id,
-//! log span, body limits, panics, problems) → the router's own layers ([`middleware::guard_host`], [`auth`]) → handler.
+//! log span, body limits, panics, problems) → the router's own layers ([`middleware::guard_host`], [`auth`]) → handler. Sign requests and
+//! documents for verifiers go around the router ([`middleware::Shortcut`]).
 
 pub mod access;
 pub mod admin;
