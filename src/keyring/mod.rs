@@ -26,3 +26,4 @@ pub mod time;
 pub mod timeline;
 pub mod timing;
 pub mod verifiers;
+mod zone;

@@ -16,12 +16,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, Offset, TimeDelta, TimeZone};
-use chrono_tz::{GapInfo, Tz};
+use chrono::{Datelike, Days, NaiveDate, NaiveDateTime, TimeDelta};
 use serde::{Deserialize, Serialize};
 
 use super::name::legible;
 use super::time::{Span, Timestamp};
+use super::zone::Zone;
 
 /// A rotation schedule. Stored as `{"every_ms": 2592000000}` or `{"cron": "0 10 * * 2", "timezone": "Europe/Berlin"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub struct CronSchedule(Arc<Cron>);
 
 struct Cron {
     expression: String,
-    zone: Tz,
+    zone: Zone,
     line: Line,
     /// The crate's schedules over naive local time; an occurrence of either is one of ours (two when day-of-month and
     /// day-of-week are both restricted, which crontab joins by OR and the crate by AND).
@@ -137,8 +137,8 @@ impl CronSchedule {
             return Err(ScheduleError::TooLong { length: expression.len() });
         }
         let zone = match timezone {
-            None => Tz::UTC,
-            Some(name) => Tz::from_str(name).map_err(|_| ScheduleError::TimeZone { name: legible(name) })?,
+            None => Zone::UTC,
+            Some(name) => Zone::named(name).ok_or_else(|| ScheduleError::TimeZone { name: legible(name) })?,
         };
         let line = Line::parse(&expression)?;
         if survey_days().filter(|day| line.includes(*day)).take(2).count() < 2 {
@@ -154,7 +154,7 @@ impl CronSchedule {
     }
 
     /// The zone's IANA name.
-    pub fn timezone(&self) -> &'static str {
+    pub fn timezone(&self) -> &str {
         self.0.zone.name()
     }
 
@@ -164,14 +164,13 @@ impl CronSchedule {
     }
 
     fn first_after_millis(&self, after: i64) -> Option<Timestamp> {
-        let mut local =
-            self.0.zone.from_utc_datetime(&DateTime::from_timestamp_millis(after)?.naive_utc()).naive_local();
+        let mut local = self.0.zone.local(after)?;
         // The first local occurrence is the answer, but for the second pass of a repeated hour: there the occurrences
         // up to its end belong to the first pass, in the past. So this ends after at most the occurrences of one
         // overlap, and each round moves `local` forward.
         loop {
             local = self.next_local(local)?;
-            let instant = first_instant(self.0.zone, local);
+            let instant = self.0.zone.first_instant(local)?;
             if instant > after {
                 return Some(Timestamp::from_millis(instant));
             }
@@ -194,7 +193,8 @@ impl CronSchedule {
         *self.0.gaps.get_or_init(|| {
             let mut survey = Survey::default();
             let times = self.0.line.times_of_day();
-            let instant = |day, time| first_instant(self.0.zone, at(day, time));
+            // Of the years looked at every local time has an instant.
+            let instant = |day, time| self.0.zone.first_instant(at(day, time)).unwrap_or_default();
             let whole_day = Run::of(&times);
             let mut known = None;
             for day in survey_days().filter(|day| self.0.line.includes(*day)) {
@@ -313,18 +313,6 @@ impl TryFrom<StoredSchedule> for Schedule {
 
 fn at(day: NaiveDate, millis: i64) -> NaiveDateTime {
     day.and_time(chrono::NaiveTime::MIN) + TimeDelta::milliseconds(millis)
-}
-
-/// The first instant (Unix milliseconds) at which clocks in `zone` show `local` or, when they skip it, a later time.
-/// Never decreases as `local` grows.
-fn first_instant(zone: Tz, local: NaiveDateTime) -> i64 {
-    if let Some(instant) = zone.from_local_datetime(&local).earliest() {
-        return instant.timestamp_millis();
-    }
-    let change = GapInfo::new(&local, &zone).and_then(|gap| gap.begin);
-    // The clocks change at the moment that the old offset calls the gap's beginning. There is no gap without one.
-    let (local, offset) = change.map_or((local, 0), |(begin, offset)| (begin, offset.fix().local_minus_utc()));
-    local.and_utc().timestamp_millis() - i64::from(offset) * 1000
 }
 
 /// The local days from 2000-01-01 to 2040-12-31: the years over which the contract judges schedules, so that the answer
@@ -605,6 +593,8 @@ fn comma_separated(values: impl Iterator<Item = u64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeZone as _;
+    use chrono_tz::Tz;
     use proptest::prelude::*;
 
     use super::*;
@@ -683,7 +673,8 @@ mod tests {
     #[test]
     fn fixed_times_of_day_agree_with_croner_through_every_change_of_clocks() {
         let from = time("2000-01-01T12:00:00Z");
-        for zone in ZONES.iter().filter(|zone| **zone != "Pacific/Apia") {
+        // Morocco's clocks no longer change since 2026, which croner's database does not know.
+        for zone in ZONES.iter().filter(|zone| !["Pacific/Apia", "Africa/Casablanca"].contains(zone)) {
             for expression in ["0 10 * * 2", "30 2 * * *", "0 0 * * *", "15 1 * * 0", "45 23 * * 6", "30 0 1 * 0"] {
                 assert_croner_agrees(expression, zone.parse().unwrap(), from, usize::MAX);
             }
@@ -818,13 +809,14 @@ mod tests {
     /// no change of clocks inside.
     #[test]
     fn local_days_of_every_zone_follow_each_other_and_change_clocks_at_most_once() {
-        for zone in chrono_tz::TZ_VARIANTS {
-            let mut days = survey_days().map(|day| (day, first_instant(zone, at(day, 0)))).peekable();
+        for name in chrono_tz::TZ_VARIANTS.map(|zone| zone.name()) {
+            let zone = Zone::named(name).unwrap();
+            let mut days = survey_days().map(|day| (day, zone.first_instant(at(day, 0)).unwrap())).peekable();
             while let (Some((day, midnight)), Some((_, next))) = (days.next(), days.peek()) {
-                assert!(midnight <= *next, "{zone} {day}");
+                assert!(midnight <= *next, "{name} {day}");
                 if next - midnight == Span::DAY.as_millis() {
                     let noon = Span::HOUR.times(12).as_millis();
-                    assert_eq!(first_instant(zone, at(day, noon)), midnight + noon, "{zone} {day}");
+                    assert_eq!(zone.first_instant(at(day, noon)), Some(midnight + noon), "{name} {day}");
                 }
             }
         }
@@ -834,8 +826,8 @@ mod tests {
     fn walked(schedule: &CronSchedule) -> (Gap, Gap) {
         let mut survey = Survey::default();
         let days: Vec<_> = survey_days().collect();
-        let from = first_instant(schedule.0.zone, at(days[0], 0)) - 1;
-        let end = first_instant(schedule.0.zone, at(*days.last().unwrap() + Days::new(1), 0));
+        let from = schedule.0.zone.first_instant(at(days[0], 0)).unwrap() - 1;
+        let end = schedule.0.zone.first_instant(at(*days.last().unwrap() + Days::new(1), 0)).unwrap();
         let all = stream(schedule, Timestamp::from_millis(from));
         all.take_while(|at| at.as_millis() < end).for_each(|at| survey.visit(at.as_millis()));
         (survey.result().smallest, survey.result().largest)
