@@ -66,7 +66,8 @@ impl Backend for Service {
     }
 
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
-        let (Signer::Inline(signer) | Signer::Pooled(signer)) = self.keys.open(key).await? else {
+        let (Signer::Inline(signer) | Signer::InTurn(signer) | Signer::Pooled(signer)) = self.keys.open(key).await?
+        else {
             panic!("local keys sign here")
         };
         let (serial, disabled) = (key.identity.serial, self.disabled.clone());

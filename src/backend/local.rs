@@ -112,7 +112,7 @@ impl LocalBackend {
         // The permit goes along: when the caller gives up, the work still counts until it ends.
         let finished = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            work(&*sealing)
+            apart(move || work(&*sealing)).map_err(|error| internal(operation, error))?
         });
         finished.await.map_err(|error| internal(operation, error))?
     }
@@ -145,6 +145,7 @@ impl Backend for LocalBackend {
         let signer = Arc::new(opened.await.map_err(|error| internal("open", error))??);
         Ok(match key.algorithm.cost() {
             SigningCost::Microseconds => Signer::Inline(signer),
+            SigningCost::Tenths => Signer::InTurn(signer),
             SigningCost::Milliseconds => Signer::Pooled(signer),
         })
     }
@@ -169,6 +170,22 @@ impl ImportPrivate for LocalBackend {
             .await
     }
 }
+
+/// Runs `work` on a thread that gives way to those that sign.
+fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    let working = || {
+        // Where it is refused, signatures made meanwhile take longer.
+        let _ = rustix::process::nice(GIVING_WAY);
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("making keys".to_owned()).spawn_scoped(scope, working)?;
+        thread.join().map_err(|_| std::io::Error::other("making a key panicked"))
+    })
+}
+
+/// Of a processor that is wanted by others all the time, such a thread still gets a tenth (sched(7)).
+const GIVING_WAY: i32 = 10;
 
 /// Tests the pair and seals its private half.
 fn take_in(

@@ -92,7 +92,9 @@ pub struct RemoteFound {
 pub enum Signer {
     /// Takes microseconds; called where the request is.
     Inline(Arc<dyn LocalSigner>),
-    /// Takes up to milliseconds; called in a bounded pool of blocking threads.
+    /// Takes some tenths of a millisecond; called where the request is, in turn with everything else that is ready.
+    InTurn(Arc<dyn LocalSigner>),
+    /// Takes milliseconds; called in a bounded pool of blocking threads.
     Pooled(Arc<dyn LocalSigner>),
     /// A network call; what it returns is verified against the cached public key before it leaves.
     Remote(Arc<dyn RemoteSigner>),

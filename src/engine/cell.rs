@@ -297,7 +297,7 @@ impl RemoteHealth {
 ///
 /// A keyset that moves from one backend to another has keys of both for a while, so it has places for both.
 pub struct SigningPool {
-    /// Threads of this process.
+    /// Slow signatures in this process.
     pub threads: Arc<Semaphore>,
     /// Calls of a remote backend.
     pub calls: Arc<Semaphore>,

@@ -88,7 +88,7 @@ impl Engine {
 
 async fn test(signer: &Signer, algorithm: Algorithm, public: &PublicJwk) -> Tested {
     let signed = match signer {
-        Signer::Inline(signer) => signer.sign(MESSAGE),
+        Signer::Inline(signer) | Signer::InTurn(signer) => signer.sign(MESSAGE),
         Signer::Pooled(signer) => {
             let signer = signer.clone();
             match tokio::task::spawn_blocking(move || signer.sign(MESSAGE)).await {

@@ -103,6 +103,8 @@ pub struct Engine {
     turn: tokio::sync::Mutex<()>,
     /// What this process is to the other replicas of its store.
     role: ReplicaRole,
+    /// Signatures that keep a processor for some tenths of a millisecond, one for each processor at a time.
+    busy: tokio::sync::Semaphore,
     /// Lets replicas that began together go apart.
     entropy: Arc<dyn Entropy>,
     /// This process among the replicas: the machine's name and something random.
@@ -148,7 +150,7 @@ pub struct Settings {
     pub sign_deadline: Span,
     /// Log one line per signature.
     pub audit_signatures: bool,
-    /// Threads that may sign slow signatures of one keyset at once.
+    /// Slow signatures of one keyset that may be made at once: the processors.
     pub pool_size: usize,
     /// Taken at the start; later ones change nothing.
     pub role: ReplicaRole,
@@ -220,6 +222,7 @@ impl Engine {
             backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
+            busy: tokio::sync::Semaphore::new(settings.pool_size),
             settings: ArcSwap::from_pointee(settings),
             open: AtomicBool::new(false),
             open_since: AtomicI64::new(i64::MIN),

@@ -44,10 +44,14 @@ pub enum EdLabel {
     Ed25519,
 }
 
-/// What limits signing: the processor for a moment, or long enough that it must not run on an async thread.
+/// How long a signature keeps a processor, which decides where it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SigningCost {
+    /// Nothing notices.
     Microseconds,
+    /// Some tenths of a millisecond: less than it takes to wait for a thread, too long to go before others.
+    Tenths,
+    /// Long enough that it must not run on an async thread.
     Milliseconds,
 }
 
@@ -79,7 +83,10 @@ impl Algorithm {
     pub const fn cost(self) -> SigningCost {
         match self {
             Algorithm::Es256 | Algorithm::Es384 | Algorithm::EdDsa { .. } => SigningCost::Microseconds,
-            Algorithm::Rs256 { .. } | Algorithm::Ps256 { .. } => SigningCost::Milliseconds,
+            Algorithm::Rs256 { rsa_bits } | Algorithm::Ps256 { rsa_bits } => match rsa_bits {
+                RsaBits::B2048 => SigningCost::Tenths,
+                RsaBits::B3072 | RsaBits::B4096 => SigningCost::Milliseconds,
+            },
         }
     }
 
