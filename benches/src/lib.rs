@@ -1,5 +1,6 @@
 //! What the benchmarks share: processes on cores of their own, load, and tables of what was measured.
 
+pub mod bare;
 pub mod daemon;
 pub mod load;
 pub mod peers;

@@ -53,6 +53,12 @@ impl Request {
         )
     }
 
+    /// The same bytes, sent elsewhere.
+    #[must_use]
+    pub fn to(&self, address: impl Into<Address>) -> Self {
+        Request { address: address.into(), bytes: self.bytes.clone() }
+    }
+
     fn of(address: Address, text: String) -> Self {
         Request { address, bytes: text.into_bytes().into() }
     }
@@ -264,10 +270,11 @@ impl Connection {
     }
 }
 
-fn is_complete(answer: &[u8]) -> bool {
-    let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
-    let body = &answer[head + 4..];
-    for line in answer[..head].split(|byte| *byte == b'\n') {
+/// Whether a head and its whole body are there.
+pub(crate) fn is_complete(message: &[u8]) -> bool {
+    let Some(head) = message.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let body = &message[head + 4..];
+    for line in message[..head].split(|byte| *byte == b'\n') {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
         if line[..colon].eq_ignore_ascii_case(b"content-length") {
             let length: usize = std::str::from_utf8(&line[colon + 1..]).unwrap().trim().parse().unwrap();

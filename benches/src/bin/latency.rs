@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jwksd_benches::Effort;
+use jwksd_benches::bare::{Bare, serve_if_asked};
 use jwksd_benches::daemon::{Daemon, Keyset, token};
 use jwksd_benches::load::{Request, Seen, flood, pace, pace_all};
 use jwksd_benches::peers::Nginx;
@@ -18,6 +19,7 @@ const BUSY: &str = "[keyset.busy.rotation]\nevery = \"2500ms\"\npropagation = \"
     [keyset.busy.tokens]\nmax_ttl = \"2s\"\ndefault_ttl = \"2s\"\nclock_skew = \"500ms\"";
 
 fn main() {
+    serve_if_asked();
     let effort = Effort::asked_for();
     let daemon = Daemon::start(&[
         Keyset { name: "es", algorithm: "ES256", tables: "" },
@@ -25,15 +27,17 @@ fn main() {
         Keyset { name: "busy", algorithm: "ES256", tables: BUSY },
     ]);
     let nginx = Nginx::serving("{\"keys\":[]}");
+    let bare = Bare::answering_like(&daemon.sign("es").once());
     let most = |keyset: &str| flood(&daemon.sign(keyset), CONNECTIONS, effort.span).per_second();
     let (es, rs) = (most("es"), most("rs"));
     println!("one core signs {es:.0} ES256 or {rs:.0} RS256 tokens per second; {CONNECTIONS} connections\n");
     println!("{:<58} {:>8} {:>8} {:>8} {:>8}", "milliseconds", "p50", "p99", "p99.9", "longest");
     for _ in 0..effort.rounds {
         row(
-            "nginx, a file at the same rate: what the machine itself adds",
+            "nginx, a file, at the same rate as the next",
             &pace(&nginx.jwks(), es / 2.0, CONNECTIONS, effort.span),
         );
+        row("signing and nothing else", &pace(&bare.sign(&daemon.sign("es")), es / 2.0, CONNECTIONS, effort.span));
         row("ES256 at half load", &pace(&daemon.sign("es"), es / 2.0, CONNECTIONS, effort.span));
         let (seen, rotations) = rotating(&daemon, es / 2.0, effort.span * 3);
         row(&format!("ES256 at half load, {rotations} rotations meanwhile"), &seen);
