@@ -452,6 +452,20 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_makes_keys_gives_way_and_no_other_does() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let own = niceness();
+        assert_eq!(apart(niceness).unwrap(), (own + GIVING_WAY).min(19));
+        assert_eq!(niceness(), own);
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_made_is_an_error_where_it_was_wanted() {
+        let panicking = || -> u8 { panic!("in another thread") };
+        assert!(apart(panicking).is_err());
+    }
+
+    #[test]
     fn associated_data_of_different_identities_differ() {
         let identity = |installation: &str, keyset: &str, serial| KeyIdentity {
             installation: installation.into(),

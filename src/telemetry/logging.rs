@@ -5,7 +5,7 @@ use std::panic::{self, PanicHookInfo};
 
 use serde::Deserialize;
 use tracing::Subscriber;
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -83,20 +83,21 @@ impl LogFilter {
 
     /// Audit and access lines are configured on their own, so the level of everything else does not silence them; a directive
     /// that names their target does.
-    fn to_env_filter(&self) -> EnvFilter {
-        let mut directives = format!("{}=info,{}=info,{}=info", audit::LIFECYCLE, audit::SIGNATURES, access::TARGET);
+    fn to_targets(&self) -> Targets {
+        let mut targets = Targets::new()
+            .with_targets([audit::LIFECYCLE, audit::SIGNATURES, access::TARGET].map(|own| (own, LevelFilter::INFO)));
         // A longer target would count for more than the caps below.
-        let wanted = self.0.split(',').filter(|directive| !names_aws_sdk(directive));
-        for directive in wanted {
-            directives.push_str(&format!(",{directive}"));
+        for directive in self.0.split(',').filter(|directive| !names_aws_sdk(directive)) {
+            let level = |text: &str| text.parse().unwrap_or(LevelFilter::INFO);
+            targets = match directive.rsplit_once('=') {
+                Some((target, named)) => targets.with_target(target, level(named)),
+                None => targets.with_default(level(directive)),
+            };
         }
         // Last, so that they hold whatever was asked for.
-        for target in AWS_SDK {
-            directives.push_str(&format!(",{target}=info"));
-        }
+        targets = targets.with_targets(AWS_SDK.map(|target| (target, LevelFilter::INFO)));
         // Spans for a collector are no part of the log.
-        directives.push_str(&format!(",{}=off", traces::TARGET));
-        EnvFilter::builder().with_regex(false).parse_lossy(directives)
+        targets.with_target(traces::TARGET, LevelFilter::OFF)
     }
 }
 
@@ -129,7 +130,6 @@ pub fn init_with_traces(
     tracer: opentelemetry_sdk::trace::SdkTracer,
 ) -> Result<(), LoggingError> {
     use tracing_subscriber::Layer;
-    use tracing_subscriber::filter::{LevelFilter, Targets};
 
     let spans = tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -142,11 +142,11 @@ pub fn init_with_traces(
     let registry = tracing_subscriber::registry().with(spans);
     let initialised = match format {
         LogFormat::Text => {
-            registry.with(lines.with_ansi(in_colour(format)).with_filter(filter.to_env_filter())).try_init()
+            registry.with(lines.with_ansi(in_colour(format)).with_filter(filter.to_targets())).try_init()
         }
         LogFormat::Json => {
             let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
-            registry.with(lines.with_filter(filter.to_env_filter())).try_init()
+            registry.with(lines.with_filter(filter.to_targets())).try_init()
         }
     };
     initialised.map_err(|_| LoggingError::AlreadySetUp)?;
@@ -170,7 +170,7 @@ where
 {
     // A log that cannot be written is nothing to write about.
     let lines = tracing_subscriber::fmt::layer().with_writer(Redacting(writer)).log_internal_errors(false);
-    let registry = tracing_subscriber::registry().with(filter.to_env_filter());
+    let registry = tracing_subscriber::registry().with(filter.to_targets());
     match format {
         LogFormat::Text => Box::new(registry.with(lines.with_ansi(colour))),
         LogFormat::Json => {
