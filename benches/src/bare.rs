@@ -46,7 +46,8 @@ pub fn serve_if_asked() {
         return;
     }
     let message = token.rsplit_once('.').unwrap().0.as_bytes();
-    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{:1$}", "", length.parse::<usize>().unwrap());
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{:1$}", "", length.parse::<usize>().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(tokio::task::LocalSet::new().run_until(async {
         let listener = TcpListener::bind(address).await.unwrap();
