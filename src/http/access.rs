@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use axum::extract::{MatchedPath, Request};
 use axum::response::Response;
-use http::{Extensions, Method};
+use http::{Extensions, HeaderName, Method};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::{Layer, Service};
@@ -129,6 +129,9 @@ impl Notes {
     }
 }
 
+/// The caller's trace (W3C Trace Context §3.2).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// A request under way that the access log or a trace follows.
 pub(super) struct Watched {
     notes: Notes,
@@ -144,8 +147,8 @@ impl Watched {
     /// `None` when nobody wants to know; nothing is then done. Callers' traces are continued where callers are known: on
     /// the public listener anybody could have everything recorded.
     pub(super) fn begin(listener: &'static str, sampling: &Sampling, request: &mut Request) -> Option<Self> {
-        let parent = request.headers().get("traceparent").filter(|_| listener != "public");
-        let parent = parent.and_then(|value| TraceParent::parse(value.to_str().ok()?));
+        let sent = if listener == "public" { None } else { request.headers().get(TRACEPARENT) };
+        let parent = sent.and_then(|value| TraceParent::parse(value.to_str().ok()?));
         let span = match listener {
             "ops" => Span::none(),
             _ => traces::request(listener, known(request.method()), parent),

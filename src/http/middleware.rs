@@ -33,6 +33,7 @@ use super::problem::{Problem, ProblemType, Sieves};
 use super::tls::Tls;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The id of one request, in its extensions, its span, its problems and its answer's `X-Request-Id`: the client's own if it
 /// sent a sane one, so that traces join.
@@ -295,7 +296,7 @@ impl HostPolicy {
     fn is_plain(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(HOST).iter();
         let own = hosts.next().is_some_and(|host| host.as_bytes() == self.own.as_bytes()) && hosts.next().is_none();
-        own && uri.authority().is_none() && !headers.contains_key(ORIGIN) && !headers.contains_key("sec-fetch-site")
+        own && uri.authority().is_none() && !headers.contains_key(ORIGIN) && !headers.contains_key(SEC_FETCH_SITE)
     }
 
     fn allows(&self, host: &str, port: Option<u16>) -> bool {
@@ -374,7 +375,7 @@ fn literal(host: &str) -> Option<IpAddr> {
 
 /// Fetch metadata: a browser says where the request came from; `none` is the address bar.
 fn foreign_fetch(headers: &HeaderMap) -> bool {
-    headers.get_all("sec-fetch-site").iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))
+    headers.get_all(SEC_FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))
 }
 
 fn foreign_origin(headers: &HeaderMap, hosts: &[(String, Option<u16>)]) -> bool {
