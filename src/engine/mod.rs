@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::Semaphore;
 
 use crate::backend::local::ImportPrivate;
 use crate::backend::{Backend, KeyIdentity, StoredKey};
@@ -71,6 +72,8 @@ pub struct Engine {
     /// Whoever holds it may exchange the directory.
     configuring: tokio::sync::Mutex<()>,
     backends: HashMap<&'static str, Arc<dyn Backend>>,
+    /// By backend: how many more keys may be opened now. Each backend has its own, so that none waits for another.
+    opening: HashMap<&'static str, Semaphore>,
     /// Seals imported private keys, where a backend can.
     importer: Option<Arc<dyn ImportPrivate>>,
     directory: ArcSwap<Directory>,
@@ -210,6 +213,8 @@ impl Engine {
             (Some(ledger), _) => ledger.shared().is_some(),
             (None, claims) => claims.as_ref().is_some_and(Unauthenticated::is_shared),
         };
+        let backends: HashMap<_, _> = backends.into_iter().map(|backend| (backend.name(), backend)).collect();
+        let opening = backends.keys().map(|name| (*name, Semaphore::new(publish::OPENED_AT_ONCE))).collect();
         Arc::new(Engine {
             clock,
             metrics,
@@ -217,7 +222,8 @@ impl Engine {
             ledger,
             claims: ArcSwapOption::from(claims.map(Arc::new)),
             configuring: tokio::sync::Mutex::default(),
-            backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
+            backends,
+            opening,
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
             settings: ArcSwap::from_pointee(settings),
