@@ -67,8 +67,8 @@ pub struct Request {
     pub actor: String,
     pub reason: Option<String>,
     pub dry_run: bool,
-    /// `If-Match`: only if the keyring still has this generation.
-    pub if_generation: Option<u64>,
+    /// `If-Match`: only if the keyring still has one of these generations.
+    pub if_generation: Option<Vec<u64>>,
     pub idempotency: Option<Idempotency>,
 }
 
@@ -212,8 +212,8 @@ pub fn decide(keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result
     if let Some(answer) = replay(keyring, facts, request)? {
         return Ok(Decision::Replay(answer));
     }
-    if let Some(expected) = request.if_generation
-        && expected != keyring.generation
+    if let Some(expected) = &request.if_generation
+        && !expected.contains(&keyring.generation)
     {
         return Err(Refusal::GenerationMismatch { current: keyring.generation });
     }
