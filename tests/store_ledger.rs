@@ -704,6 +704,7 @@ fn fullest(base: Keyring) -> Keyring {
         number += 1;
         let policy = keyring.policy.clone();
         let facts = Facts {
+            unconfirmed: Some(Vec::new()),
             now: at(1),
             clock_frozen: false,
             removals_not_before: Timestamp::EPOCH,

@@ -300,6 +300,7 @@ impl Engine {
         let future = |at: Span| reading.now + at.saturating_sub(boot);
         let wait = self.removals_wait.load(Ordering::Relaxed);
         Facts {
+            unconfirmed: Some(Vec::new()),
             now: reading.now,
             clock_frozen: reading.frozen || self.following.clock_differs(),
             removals_not_before: if wait > boot.as_millis() {

@@ -113,6 +113,23 @@ pub struct Outcome {
     pub exposure: Option<Exposure>,
     /// Verifiers that keep a removed key until they are restarted.
     pub restart_verifiers: Vec<String>,
+    /// Of a revocation: other replicas that may use the key for longer than `exposure` counts, because they do not hear of
+    /// it. Null where that could not be found out, and in answers that an earlier release gave.
+    #[serde(default)]
+    pub unconfirmed_replicas: Option<Vec<UnconfirmedReplica>>,
+}
+
+/// A replica that was silent for longer than its store waits for any, or lacks a key for longer than that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UnconfirmedReplica {
+    pub name: String,
+    /// When it reported last. It may have stopped then.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_seen_at: Timestamp,
+    /// Whether it serves verifiers.
+    pub publishes: bool,
+    /// Of the keyring that it showed then; null where it showed none.
+    pub generation: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -615,6 +632,7 @@ impl Draft<'_> {
             next_standby_at: next_standby(next, self.facts).map(|(_, at)| at.max(self.facts.now)),
             warnings,
             exposure,
+            unconfirmed_replicas: if revokes { self.facts.unconfirmed.clone() } else { Some(Vec::new()) },
         }
     }
 
