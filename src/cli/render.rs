@@ -351,9 +351,8 @@ mod tests {
             let exposure = serde_json::json!({ "until": "2026-11-24T10:10:00Z", "unbounded": [] });
             let value =
                 serde_json::json!({ "action": "revoke", "exposure": exposure, "unconfirmed_replicas": replicas });
-            let lines =
-                outcome(&value, false).lines().filter(|line| line.contains('!')).map(str::to_owned).collect::<Vec<_>>();
-            lines
+            let drawn = outcome(&value, false);
+            drawn.lines().filter(|line| line.contains('!')).map(str::to_owned).collect::<Vec<_>>()
         };
         let replica = |name: &str, publishes: bool| serde_json::json!({ "name": name, "publishes": publishes, "last_seen_at": "2026-11-24T10:00:00Z" });
         assert_eq!(
