@@ -419,7 +419,7 @@ async fn a_change_can_be_bound_to_a_generation_and_repeated_safely() {
     let elsewhere =
         Call::post(&it.daemon, "admin", "/v1/keysets/default/rollback").header("idempotency-key", "rotate-1");
     assert_eq!(elsewhere.json(&json!({})).expect(422).await.slug(), "idempotency-key-reused");
-    for wrong in [String::new(), "x".repeat(256), "ü".to_owned()] {
+    for wrong in [String::new(), "x".repeat(256), "ü".to_owned(), "a\tb".to_owned()] {
         let call = Call::post(&it.daemon, "admin", "/v1/keysets/default/rotate").header("idempotency-key", &wrong);
         assert_eq!(call.json(&json!({})).expect(400).await.slug(), "idempotency-key-invalid", "{wrong:?}");
     }

@@ -540,7 +540,9 @@ impl Call {
     fn idempotency(&self) -> Result<Option<Idempotency>, Problem> {
         let mut values = self.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else { return Ok(None) };
-        let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && values.next().is_none());
+        // A tab is no part of it, though of a header it may be.
+        let valid = |key: &&str| (1..=255).contains(&key.len()) && !key.contains('\t');
+        let key = value.to_str().ok().filter(valid).filter(|_| values.next().is_none());
         let key = key.ok_or(ProblemType::IdempotencyKeyInvalid)?.to_owned();
         let fingerprint = fingerprint_of(&(self.actor.name.as_str(), self.action, &self.body));
         Ok(Some(Idempotency { key, fingerprint }))
