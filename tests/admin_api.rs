@@ -394,8 +394,18 @@ async fn a_change_can_be_bound_to_a_generation_and_repeated_safely() {
     };
     let stale = rotate("\"0\"").expect(412).await;
     assert_eq!(stale.slug(), "generation-mismatch");
-    for wrong in ["44", "W/\"44\"", "\"x\"", ""] {
+    for wrong in ["44", "\"44", "*, \"44\"", ""] {
         assert_eq!(rotate(wrong).expect(400).await.slug(), "malformed-request", "{wrong}");
+    }
+    // A weak tag never matches, not even that of the generation (RFC 9110 §13.1.1); nor does one that is not ours.
+    for stale in [format!("W/{etag}"), format!("\"0\", W/{etag}"), "\"x\"".to_owned(), etag.replacen('"', "\"0", 1)] {
+        assert_eq!(rotate(&stale).expect(412).await.slug(), "generation-mismatch", "{stale}");
+    }
+    // Any of a list will do.
+    let listed = format!("\"0\", {etag}");
+    for any in ["*", &listed] {
+        let dry = Call::post(&it.daemon, "admin", "/v1/keysets/default/rotate").header("if-match", any);
+        dry.json(&json!({ "dry_run": true })).expect(200).await;
     }
     let bound = rotate(&etag).header("idempotency-key", "rotate-1").expect(200).await;
     assert_eq!(bound.header("etag"), format!("\"{}\"", bound.json()["generation"]));
@@ -409,7 +419,7 @@ async fn a_change_can_be_bound_to_a_generation_and_repeated_safely() {
     let elsewhere =
         Call::post(&it.daemon, "admin", "/v1/keysets/default/rollback").header("idempotency-key", "rotate-1");
     assert_eq!(elsewhere.json(&json!({})).expect(422).await.slug(), "idempotency-key-reused");
-    for wrong in [String::new(), "x".repeat(256), "ü".to_owned()] {
+    for wrong in [String::new(), "x".repeat(256), "ü".to_owned(), "a\tb".to_owned()] {
         let call = Call::post(&it.daemon, "admin", "/v1/keysets/default/rotate").header("idempotency-key", &wrong);
         assert_eq!(call.json(&json!({})).expect(400).await.slug(), "idempotency-key-invalid", "{wrong:?}");
     }
@@ -454,7 +464,7 @@ async fn what_concerns_no_single_keyset_can_be_bound_and_repeated_safely_too() {
     for path in ["/v1/clock/accept", "/v1/reload"] {
         let call = |daemon: &Daemon| Call::post(daemon, "admin", path);
         for (header, wrong, status) in
-            [("if-match", "7", 400), ("if-match", "\"0\"", 412), ("idempotency-key", "", 400)]
+            [("if-match", "7", 400), ("if-match", "W/\"0\", \"0\"", 412), ("idempotency-key", "", 400)]
         {
             call(&it.daemon).header(header, wrong).expect(status).await;
         }

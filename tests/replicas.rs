@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use jwksd::clock::ManualClock;
 use jwksd::engine::{CommandError, ReplicaRole, SignFailure};
-use jwksd::keyring::decide::Intent;
+use jwksd::keyring::decide::{Intent, Outcome, Request};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::store::Document;
@@ -182,6 +182,58 @@ async fn a_revocation_reaches_every_replica_at_its_next_look() {
         assert!(!replica.served().unwrap().contains(&issued.kid.to_string()));
         assert_ne!(replica.sign().await.unwrap().kid, issued.kid);
     }
+}
+
+#[tokio::test]
+async fn a_revocation_names_replicas_that_may_not_hear_of_it() {
+    let world = World::with(&[ALL, ALL, MANAGER, SIGNER]).await;
+    world.pass(Span::from_secs(20)).await;
+    let [first, cut, ..] = &world.replicas[..] else { unreachable!() };
+    let named =
+        |outcome: Outcome| outcome.unconfirmed_replicas.map(|replicas| replicas.into_iter().collect::<Vec<_>>());
+    let rehearse = async || {
+        let intent = Intent::Revoke { serial: first.active().unwrap() };
+        let request = Request { dry_run: true, ..first.request(intent) };
+        named(first.engine.command(&first.cell(), request).await.unwrap())
+    };
+    assert_eq!(rehearse().await, Some(Vec::new()), "all were seen lately");
+
+    cut.link.set_cut(true);
+    let (since, shown) = (first.engine.clock.now(), cut.generation());
+    world.pass(LAG + Span::from_secs(3)).await;
+    let expected = rehearse().await.unwrap();
+    let [replica] = &expected[..] else { panic!("{expected:?}") };
+    assert_eq!((replica.name.as_str(), replica.publishes), (cut.engine.replica(), true));
+    assert_eq!(replica.generation, Some(shown));
+    assert!(replica.last_seen_at <= since && since <= replica.last_seen_at + LAG, "{replica:?} since {since}");
+    let serial = first.active().unwrap();
+    let kid = first.cell().snapshot.load().keyring.key(serial).unwrap().kid.to_string();
+    let outcome = first.command(Intent::Revoke { serial }).await.unwrap();
+    assert_eq!(named(outcome), Some(expected), "what was rehearsed");
+    assert!(cut.served().unwrap().contains(&kid), "it is served on, which is what was said");
+    // Nothing else is worth a word of it.
+    assert_eq!(named(first.command(Intent::Hold { until: None }).await.unwrap()), Some(Vec::new()));
+
+    cut.link.set_cut(false);
+    world.pass(LAG).await;
+    assert!(!cut.served().unwrap().contains(&kid));
+    assert_eq!(rehearse().await, Some(Vec::new()), "it is back");
+}
+
+#[tokio::test]
+async fn a_revocation_names_a_replica_that_is_seen_and_lags() {
+    let world = World::with(&[ALL, ALL]).await;
+    world.pass(Span::from_secs(20)).await;
+    let [first, lags] = &world.replicas[..] else { unreachable!() };
+    let store = first.engine.ledger().unwrap().store();
+    let shared = store.shared().unwrap();
+    let reported = shared.replicas(Span::DAY).await.unwrap().into_iter().map(|replica| replica.report);
+    let before = reported.filter(|report| report.replica == lags.engine.replica()).collect::<Vec<_>>();
+    world.pass(Span::MINUTE.times(2)).await;
+    shared.report(&before).await.unwrap();
+    let outcome = first.command(Intent::Compromise).await.unwrap();
+    let names: Vec<_> = outcome.unconfirmed_replicas.unwrap().into_iter().map(|replica| replica.name).collect();
+    assert_eq!(names, [lags.engine.replica()]);
 }
 
 #[tokio::test]

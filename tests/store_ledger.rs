@@ -638,9 +638,9 @@ async fn the_journal_of_the_installation_is_kept() {
     // A change may be bound to the generation it was decided at.
     let current = ledger.generation();
     let note = |journal: &mut Journal, generation| journal.next_seq = generation;
-    let stale = ledger.amend_journal(Some(current - 1), note).await.unwrap();
+    let stale = ledger.amend_journal(Some(&[current - 1]), note).await.unwrap();
     assert_eq!((stale, ledger.generation()), (Amended::MovedOn { current }, current), "nothing was written");
-    let bound = ledger.amend_journal(Some(current), note).await.unwrap();
+    let bound = ledger.amend_journal(Some(&[current]), note).await.unwrap();
     assert_eq!((bound, ledger.generation()), (Amended::At { generation: current + 1 }, current + 1));
     assert_eq!(ledger.installation().journal.next_seq, current + 1, "the generation that the write made");
 }
@@ -704,6 +704,7 @@ fn fullest(base: Keyring) -> Keyring {
         number += 1;
         let policy = keyring.policy.clone();
         let facts = Facts {
+            unconfirmed: Some(Vec::new()),
             now: at(1),
             clock_frozen: false,
             removals_not_before: Timestamp::EPOCH,

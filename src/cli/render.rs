@@ -183,6 +183,9 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
     for name in outcome["restart_verifiers"].as_array().into_iter().flatten() {
         let _ = writeln!(text, "  {} restart {}: it keeps the key until then", paint.red("!"), shown(name));
     }
+    if outcome["exposure"].is_object() {
+        unconfirmed_replicas(&mut text, outcome, &paint);
+    }
     for warning in outcome["warnings"].as_array().into_iter().flatten() {
         let _ = writeln!(text, "  {} {}", paint.yellow("!"), shown(warning));
     }
@@ -190,6 +193,30 @@ pub(super) fn outcome(outcome: &Value, colour: bool) -> String {
         let _ = writeln!(text, "  the next standby key is ready at {}", plain(at));
     }
     text
+}
+
+/// Who may use a revoked key for longer than its exposure counts. Daemons of earlier releases do not say.
+fn unconfirmed_replicas(text: &mut String, outcome: &Value, paint: &Paint) {
+    if outcome.get("unconfirmed_replicas").is_some_and(Value::is_null) {
+        let _ = writeln!(
+            text,
+            "  {} it is not known whether all replicas hear of it: look at `jwksd replicas`",
+            paint.yellow("!")
+        );
+    }
+    for replica in outcome["unconfirmed_replicas"].as_array().into_iter().flatten() {
+        let seen = replica["last_seen_at"].as_str().map_or("at an unknown time".to_owned(), plain);
+        let (verb, way_out) = match replica["publishes"].as_bool().unwrap_or(true) {
+            true => ("serve", "take it out of the balancer"),
+            false => ("sign with", "stop it"),
+        };
+        let name = shown(&replica["name"]);
+        let _ = writeln!(
+            text,
+            "  {} replica {name} (seen {seen}) may not hear of it and {verb} the key on: {way_out}",
+            paint.red("!")
+        );
+    }
 }
 
 /// The replicas of a store, as `GET /v1/replicas` lists them.
@@ -316,6 +343,30 @@ mod tests {
             ],
         });
         insta::assert_snapshot!(keyset(&value, now, false));
+    }
+
+    #[test]
+    fn a_revocation_names_replicas_that_may_not_hear_of_it() {
+        let drawn = |replicas: Value| {
+            let exposure = serde_json::json!({ "until": "2026-11-24T10:10:00Z", "unbounded": [] });
+            let value =
+                serde_json::json!({ "action": "revoke", "exposure": exposure, "unconfirmed_replicas": replicas });
+            let drawn = outcome(&value, false);
+            drawn.lines().filter(|line| line.contains('!')).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let replica = |name: &str, publishes: bool| serde_json::json!({ "name": name, "publishes": publishes, "last_seen_at": "2026-11-24T10:00:00Z" });
+        assert_eq!(
+            drawn(serde_json::json!([replica("a/1", true), replica("b/2", false)])),
+            [
+                "  ! replica a/1 (seen 2026-11-24T10:00:00Z) may not hear of it and serve the key on: take it out of the balancer",
+                "  ! replica b/2 (seen 2026-11-24T10:00:00Z) may not hear of it and sign with the key on: stop it",
+            ]
+        );
+        assert_eq!(
+            drawn(Value::Null),
+            ["  ! it is not known whether all replicas hear of it: look at `jwksd replicas`"]
+        );
+        assert_eq!(drawn(serde_json::json!([])), [""; 0]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use super::reconcile::{CommitError, chain};
 use crate::backend::material::PrivateKeyMaterial;
 use crate::backend::{BackendError, BackendErrorKind, RemoteFound};
 use crate::keyring::change::{NewKey, Trigger};
-use crate::keyring::decide::{Decision, Intent, Outcome, Refusal, Request, decide};
+use crate::keyring::decide::{Decision, Intent, Outcome, Refusal, Request, UnconfirmedReplica, decide};
+use crate::keyring::plan::Facts;
 use crate::keyring::record::{Key, KeyState, Keyring, PrivateHandle};
 use crate::telemetry::metrics::BackendOperation;
 
@@ -103,8 +104,10 @@ impl Engine {
     ) -> Result<Outcome, CommandError> {
         let adds = matches!(request.intent, Intent::Import(_));
         let _admission = if adds { Some(cell.issuer.admission.lock().await) } else { None };
+        let revokes = matches!(request.intent, Intent::Revoke { .. } | Intent::Compromise);
+        let unconfirmed = if revokes { self.unconfirmed_replicas(cell).await } else { Some(Vec::new()) };
         for attempt in 0..RACES_MAX {
-            match self.attempt_command(cell, request.clone(), joining.as_ref()).await {
+            match self.attempt_command(cell, request.clone(), joining.as_ref(), &unconfirmed).await {
                 Ok(None) => {}
                 // It may be that another replica wrote since this one looked.
                 Err(CommandError::Refused(_)) if attempt == 0 && self.is_shared() => {
@@ -126,6 +129,7 @@ impl Engine {
         cell: &Arc<KeysetCell>,
         mut request: Request,
         joining: Option<&Joining>,
+        unconfirmed: &Option<Vec<UnconfirmedReplica>>,
     ) -> Result<Option<Outcome>, CommandError> {
         let mut writer = cell.writer.lock().await;
         let settled = self.settle(cell, &mut writer).await;
@@ -148,7 +152,7 @@ impl Engine {
                 None => None,
             };
         }
-        let mut facts = self.facts(cell, &snapshot);
+        let mut facts = Facts { unconfirmed: unconfirmed.clone(), ..self.facts(cell, &snapshot) };
         if let Intent::Import(imported) = &request.intent {
             facts.room = u32::from(self.has_room_for(cell, &imported.key));
         }

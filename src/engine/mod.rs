@@ -1,5 +1,6 @@
 //! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
 
+pub mod all;
 #[cfg(test)]
 pub(crate) mod bare;
 pub mod cell;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::Semaphore;
 
 use crate::backend::local::ImportPrivate;
 use crate::backend::{Backend, KeyIdentity, StoredKey};
@@ -71,6 +73,8 @@ pub struct Engine {
     /// Whoever holds it may exchange the directory.
     configuring: tokio::sync::Mutex<()>,
     backends: HashMap<&'static str, Arc<dyn Backend>>,
+    /// By backend: how many more keys may be opened now. Each backend has its own, so that none waits for another.
+    opening: HashMap<&'static str, Semaphore>,
     /// Seals imported private keys, where a backend can.
     importer: Option<Arc<dyn ImportPrivate>>,
     directory: ArcSwap<Directory>,
@@ -212,6 +216,8 @@ impl Engine {
             (Some(ledger), _) => ledger.shared().is_some(),
             (None, claims) => claims.as_ref().is_some_and(Unauthenticated::is_shared),
         };
+        let backends: HashMap<_, _> = backends.into_iter().map(|backend| (backend.name(), backend)).collect();
+        let opening = backends.keys().map(|name| (*name, Semaphore::new(publish::OPENED_AT_ONCE))).collect();
         Arc::new(Engine {
             clock,
             metrics,
@@ -219,7 +225,8 @@ impl Engine {
             ledger,
             claims: ArcSwapOption::from(claims.map(Arc::new)),
             configuring: tokio::sync::Mutex::default(),
-            backends: backends.into_iter().map(|backend| (backend.name(), backend)).collect(),
+            backends,
+            opening,
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
             busy: tokio::sync::Semaphore::new(settings.pool_size),
@@ -296,6 +303,7 @@ impl Engine {
         let future = |at: Span| reading.now + at.saturating_sub(boot);
         let wait = self.removals_wait.load(Ordering::Relaxed);
         Facts {
+            unconfirmed: Some(Vec::new()),
             now: reading.now,
             clock_frozen: reading.frozen || self.following.clock_differs(),
             removals_not_before: if wait > boot.as_millis() {

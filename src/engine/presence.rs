@@ -7,10 +7,11 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
 use super::cell::{KeysetCell, Laggards};
 use super::reconcile::chain;
-use crate::keyring::record::{KeyState, Serial};
+use super::{Engine, ReplicaRole};
+use crate::keyring::decide::UnconfirmedReplica;
+use crate::keyring::record::{Key, KeyState, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::random::Entropy;
 use crate::store::ledger::{Alive, LedgerError};
@@ -23,6 +24,12 @@ const INTERVAL_MIN: Span = Span::from_millis(100);
 
 /// The kind of store behind which managers stand, who do not tell of other replicas.
 const READ_FROM_MANAGERS: &str = "upstream";
+
+/// How long a revocation waits to learn who may not hear of it.
+const REVOCATION_WAITS: Span = Span::SECOND;
+
+/// Replicas that one answer names, at most: it is kept in the keyring.
+const UNCONFIRMED_MAX: usize = 1000;
 
 /// What is known of the other replicas.
 #[derive(Default)]
@@ -183,6 +190,38 @@ impl Engine {
         let kind = store.as_ref().map(|store| store.kind());
         let complete = kind.is_some_and(|kind| kind != READ_FROM_MANAGERS);
         Ok(Known { own: self.own_report(), others, complete, waited_for: self.lag_limit() })
+    }
+
+    /// Who of the others may use a key of `cell` on when it is revoked now: those that were silent for longer than is waited
+    /// for, until they would be unready and sign no more, and those that report without having taken up what is older
+    /// than that. `None` where the store does not tell: a revocation does not wait for it.
+    pub(super) async fn unconfirmed_replicas(&self, cell: &KeysetCell) -> Option<Vec<UnconfirmedReplica>> {
+        let keyring = cell.snapshot.load().keyring.clone();
+        let (publishing, signing) = (keyring.policy.publishing_limit(), keyring.policy.rotation.staleness_limit);
+        let known = tokio::select! {
+            biased;
+            known = self.replicas(publishing.max(signing)) => known.ok()?,
+            () = self.clock.clock().sleep(REVOCATION_WAITS) => return None,
+        };
+        let now = self.clock.now();
+        let is_unconfirmed = |other: &&Replica| {
+            let report = &other.report;
+            let publishes = if report.publishes { publishing } else { Span::ZERO };
+            let signs = if report.role == ReplicaRole::Manager.as_str() { Span::ZERO } else { signing };
+            let shown = report.generations.get(&cell.name).copied().unwrap_or(0);
+            let lacks = |key: &Key| shown < key.since_generation && key.created_at + known.waited_for < now;
+            match other.age > known.waited_for {
+                true => other.age <= publishes.max(signs),
+                false => keyring.keys.iter().any(lacks),
+            }
+        };
+        let named = known.others.iter().filter(is_unconfirmed).take(UNCONFIRMED_MAX).map(|other| UnconfirmedReplica {
+            name: other.report.replica.clone(),
+            last_seen_at: now - other.age,
+            publishes: other.report.publishes,
+            generation: other.report.generations.get(&cell.name).copied(),
+        });
+        Some(named.collect())
     }
 
     fn own_report(&self) -> Report {

@@ -17,6 +17,10 @@ use crate::keyring::policy::IssuerPolicy;
 use crate::keyring::record::{Key, KeyState, Keyring};
 use crate::keyring::time::Span;
 
+/// Private keys of one backend that are opened at once. When thousands of keysets rotate in one moment, each opens one on
+/// a thread, and the threads that they would take are also those that make RSA signatures.
+pub(super) const OPENED_AT_ONCE: usize = 32;
+
 impl Engine {
     /// Opens the active key of `next` unless it is the one that signs already.
     pub(super) async fn ready_signer(
@@ -44,6 +48,11 @@ impl Engine {
         let stored = self.stored_key(keyring, key).ok_or_else(|| missing(BackendErrorKind::NotFound))?;
         let name = key.private.as_ref().map(|private| private.backend.as_str()).unwrap_or_default();
         let backend = self.backend(name).ok_or_else(|| missing(BackendErrorKind::Unavailable))?;
+        // None is ever closed.
+        let _place = match self.opening.get(backend.name()) {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
+        };
         self.timed(backend, crate::telemetry::metrics::BackendOperation::Open, backend.open(&stored)).await
     }
 

@@ -20,8 +20,8 @@ pub struct WholeRequest {
     pub actor: String,
     pub reason: Option<String>,
     pub dry_run: bool,
-    /// `If-Match`: only if the installation's record still has this generation.
-    pub if_generation: Option<u64>,
+    /// `If-Match`: only if the installation's record still has one of these generations.
+    pub if_generation: Option<Vec<u64>>,
     pub idempotency: Option<Idempotency>,
 }
 
@@ -55,7 +55,8 @@ impl Engine {
         let mut at = self.clock.now();
         if was_frozen && !dry_run {
             let wall = self.clock.clock().wall();
-            self.amend(request.if_generation, |journal, _| note(journal, wall, "clock-accept", request)).await?;
+            self.amend(request.if_generation.as_deref(), |journal, _| note(journal, wall, "clock-accept", request))
+                .await?;
             at = self.thaw();
         }
         let answer = |generation| ClockAnswer { action: "clock-accept", dry_run, generation, at, was_frozen };
@@ -63,7 +64,7 @@ impl Engine {
             return Ok(value(&answer(ledger.generation())));
         }
         // Where nothing was frozen this is the first write.
-        let expected = request.if_generation.filter(|_| !was_frozen);
+        let expected = request.if_generation.as_deref().filter(|_| !was_frozen);
         let remember = |journal: &mut Journal, generation| {
             journal.remember(request.idempotency.as_ref(), value(&answer(generation)), at);
         };
@@ -117,8 +118,8 @@ impl Engine {
             return Ok(Some(answer.clone()));
         }
         let current = ledger.generation();
-        match request.if_generation {
-            Some(expected) if expected != current => Err(Refusal::GenerationMismatch { current }.into()),
+        match &request.if_generation {
+            Some(expected) if !expected.contains(&current) => Err(Refusal::GenerationMismatch { current }.into()),
             _ => Ok(None),
         }
     }
@@ -140,7 +141,7 @@ impl Engine {
         self.writable().map_err(|_| CommandError::Sealed)
     }
 
-    async fn amend(&self, expected: Option<u64>, amend: impl Fn(&mut Journal, u64)) -> Result<u64, CommandError> {
+    async fn amend(&self, expected: Option<&[u64]>, amend: impl Fn(&mut Journal, u64)) -> Result<u64, CommandError> {
         match self.open_ledger()?.amend_journal(expected, amend).await {
             Ok(Amended::At { generation }) => Ok(generation),
             Ok(Amended::MovedOn { current }) => Err(Refusal::GenerationMismatch { current }.into()),

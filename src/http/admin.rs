@@ -20,6 +20,7 @@ use super::access::Notes;
 use super::audit::{AuditPage, AuditQuery};
 use super::auth::{Authenticator, Source, Unauthorized};
 use super::certificate::{Certificates, ClientCertificate};
+use super::conditional::{self, Demand};
 use super::json::OptionalJson;
 use super::listener::Peer;
 use super::openapi::ProblemBody;
@@ -539,7 +540,9 @@ impl Call {
     fn idempotency(&self) -> Result<Option<Idempotency>, Problem> {
         let mut values = self.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else { return Ok(None) };
-        let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && values.next().is_none());
+        // A tab is no part of it, though of a header it may be.
+        let valid = |key: &&str| (1..=255).contains(&key.len()) && !key.contains('\t');
+        let key = value.to_str().ok().filter(valid).filter(|_| values.next().is_none());
         let key = key.ok_or(ProblemType::IdempotencyKeyInvalid)?.to_owned();
         let fingerprint = fingerprint_of(&(self.actor.name.as_str(), self.action, &self.body));
         Ok(Some(Idempotency { key, fingerprint }))
@@ -552,15 +555,23 @@ pub(super) fn fingerprint_of(value: &impl Serialize) -> String {
     URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &json))
 }
 
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
+/// The generations of which what is to be changed must have one; `None` where any will do.
+fn if_match(headers: &HeaderMap) -> Result<Option<Vec<u64>>, Problem> {
+    if !headers.contains_key(IF_MATCH) {
         return Ok(None);
     }
-    let generation = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
-    let detail = "If-Match must be an ETag of what is to be changed, such as \"44\" with its quotes.";
-    generation.map(Some).ok_or_else(|| Problem::new(ProblemType::MalformedRequest).detail(detail))
+    match conditional::demand(headers.get_all(IF_MATCH).iter()) {
+        Some(Demand::Anything) => Ok(None),
+        // Tags are compared letter by letter: "044" is none of ours.
+        Some(Demand::OneOf(tags)) => {
+            let ours = |tag: &String| tag.parse().ok().filter(|generation: &u64| generation.to_string() == *tag);
+            Ok(Some(tags.iter().filter_map(ours).collect()))
+        }
+        None => {
+            let detail = "If-Match must be * or ETags of what is to be changed, such as \"44\" with its quotes.";
+            Err(Problem::new(ProblemType::MalformedRequest).detail(detail))
+        }
+    }
 }
 
 fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {

@@ -209,6 +209,9 @@ fn leave_out_or_give(body: &mut RequestBody) {
     }
 }
 
+/// `*`, or a list of entity tags (RFC 9110 §13.1.1).
+const IF_MATCH: &str = r#"^(\*|(W/)?"[!#-~]*"([ \t]*,[ \t]*(W/)?"[!#-~]*")*)$"#;
+
 fn take_headers(operation: &mut Operation) {
     let header = |name: &str, description: &str, pattern: &str, length: (usize, usize)| {
         let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern));
@@ -217,11 +220,10 @@ fn take_headers(operation: &mut Operation) {
         header.description(Some(description)).schema(Some(text)).build()
     };
     let key = "A repeated call with the same key within 24 hours gets the same answer and changes nothing";
-    let generation =
-        "The ETag of the keyset, or where no keyset is named that of /v1/clock: 412 when it has changed since";
+    let generation = "ETags of the keyset, or where no keyset is named of /v1/clock: 412 when it has none of them now; weak tags never match";
     let headers = [
         header("Idempotency-Key", key, "^[!-~]([ -~]{0,253}[!-~])?$", (1, 255)),
-        header("If-Match", generation, r#"^("[0-9]{1,19}"|\*)$"#, (1, 21)),
+        header("If-Match", generation, IF_MATCH, (1, 1000)),
     ];
     operation.parameters.get_or_insert_default().extend(headers.map(Into::into));
 }

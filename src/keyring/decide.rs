@@ -67,8 +67,8 @@ pub struct Request {
     pub actor: String,
     pub reason: Option<String>,
     pub dry_run: bool,
-    /// `If-Match`: only if the keyring still has this generation.
-    pub if_generation: Option<u64>,
+    /// `If-Match`: only if the keyring still has one of these generations.
+    pub if_generation: Option<Vec<u64>>,
     pub idempotency: Option<Idempotency>,
 }
 
@@ -113,6 +113,23 @@ pub struct Outcome {
     pub exposure: Option<Exposure>,
     /// Verifiers that keep a removed key until they are restarted.
     pub restart_verifiers: Vec<String>,
+    /// Of a revocation: other replicas that may use the key for longer than `exposure` counts, because they do not hear of
+    /// it. Null where that could not be found out, and in answers that an earlier release gave.
+    #[serde(default)]
+    pub unconfirmed_replicas: Option<Vec<UnconfirmedReplica>>,
+}
+
+/// A replica that was silent for longer than its store waits for any, or lacks a key for longer than that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UnconfirmedReplica {
+    pub name: String,
+    /// When it reported last. It may have stopped then.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_seen_at: Timestamp,
+    /// Whether it serves verifiers.
+    pub publishes: bool,
+    /// Of the keyring that it showed then; null where it showed none.
+    pub generation: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -212,8 +229,8 @@ pub fn decide(keyring: &Keyring, facts: &Facts<'_>, request: &Request) -> Result
     if let Some(answer) = replay(keyring, facts, request)? {
         return Ok(Decision::Replay(answer));
     }
-    if let Some(expected) = request.if_generation
-        && expected != keyring.generation
+    if let Some(expected) = &request.if_generation
+        && !expected.contains(&keyring.generation)
     {
         return Err(Refusal::GenerationMismatch { current: keyring.generation });
     }
@@ -615,6 +632,7 @@ impl Draft<'_> {
             next_standby_at: next_standby(next, self.facts).map(|(_, at)| at.max(self.facts.now)),
             warnings,
             exposure,
+            unconfirmed_replicas: if revokes { self.facts.unconfirmed.clone() } else { Some(Vec::new()) },
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::algorithm::Algorithm;
 use super::change::{Change, Trigger};
+use super::decide::UnconfirmedReplica;
 use super::policy::{Bootstrap, Policy};
 use super::record::{Hold, Key, KeyState, Keyring, Origin, Serial};
 use super::time::{Span, Timestamp};
@@ -45,6 +46,9 @@ pub struct Facts<'a> {
     pub room: u32,
     /// Slow steps that failed and are not to be tried before a time.
     pub backoff: BTreeMap<SlowStep, Timestamp>,
+    /// Other replicas that may not hear of a revocation soon; `None` where that could not be found out. Only the answer to
+    /// one tells of it.
+    pub unconfirmed: Option<Vec<UnconfirmedReplica>>,
 }
 
 /// What all probes of an issuer show of a key.

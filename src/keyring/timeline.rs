@@ -112,6 +112,7 @@ pub fn timeline(keyring: &Keyring, facts: &Facts<'_>, window: Window, stands_sti
 pub fn forecast(keyset: &Name, policy: &Policy, start: Timestamp, ahead: Span) -> Timeline {
     let keyring = Keyring::new(keyset.clone(), String::new(), policy.clone(), true, start);
     let facts = Facts {
+        unconfirmed: Some(Vec::new()),
         now: start,
         clock_frozen: false,
         removals_not_before: Timestamp::EPOCH,

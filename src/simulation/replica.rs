@@ -90,6 +90,7 @@ impl Replica {
     pub fn facts<'a>(&self, keyring: &Keyring, policy: &'a Policy, issuer_served: bool, now: Moment) -> Facts<'a> {
         let keys = u32::try_from(keyring.published().count()).unwrap_or(u32::MAX);
         Facts {
+            unconfirmed: Some(Vec::new()),
             now: self.clock(now),
             clock_frozen: false,
             removals_not_before: Timestamp::EPOCH,

@@ -693,9 +693,9 @@ fn an_imported_public_key_stays_until_the_stated_time_and_never_signs() {
 fn a_changed_keyring_is_noticed_by_if_match() {
     let mut world = settled();
     let current = world.keyring.generation;
-    let stale = Request { if_generation: Some(current - 1), ..request(rotate()) };
+    let stale = Request { if_generation: Some(vec![current - 1]), ..request(rotate()) };
     assert_eq!(world.request(&stale), Err(Refusal::GenerationMismatch { current }));
-    let fresh = Request { if_generation: Some(current), ..request(rotate()) };
+    let fresh = Request { if_generation: Some(vec![current - 1, current]), ..request(rotate()) };
     assert_eq!(world.request(&fresh).unwrap().generation, current + 1);
 }
 

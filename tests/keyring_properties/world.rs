@@ -239,6 +239,7 @@ impl World {
     pub fn facts(&self) -> Facts<'_> {
         let keys = u32::try_from(self.keyring.published().count()).unwrap();
         Facts {
+            unconfirmed: Some(Vec::new()),
             now: self.now,
             clock_frozen: self.frozen,
             removals_not_before: self.removals_not_before,

@@ -248,9 +248,12 @@ impl Replica {
     }
 
     pub async fn command(&self, intent: Intent) -> Result<Outcome, CommandError> {
+        self.engine.command(&self.cell(), self.request(intent)).await
+    }
+
+    pub fn request(&self, intent: Intent) -> Request {
         let (actor, reason) = ("test".to_owned(), Some("test".to_owned()));
-        let request = Request { intent, actor, reason, dry_run: false, if_generation: None, idempotency: None };
-        self.engine.command(&self.cell(), request).await
+        Request { intent, actor, reason, dry_run: false, if_generation: None, idempotency: None }
     }
 
     pub fn alarms(&self) -> Vec<&'static str> {

@@ -197,6 +197,14 @@ function exposure(outcome) {
   if (outcome.restart_verifiers.length) {
     parts.push(h("div", { class: "notice bad" }, h("b", {}, "Restart these verifiers: "), outcome.restart_verifiers.join(", "), ". They keep the key until then."));
   }
+  if (outcome.exposure && outcome.unconfirmed_replicas === null) {
+    parts.push(h("p", { class: "notice warn" }, "It is not known whether all replicas hear of it: look at jwksd replicas."));
+  }
+  if (outcome.unconfirmed_replicas && outcome.unconfirmed_replicas.length) {
+    const replicas = outcome.unconfirmed_replicas.map((replica) => h("li", {}, `${replica.name}, seen `, time(replica.last_seen_at)));
+    parts.push(h("div", { class: "notice bad" }, h("b", {}, "These replicas may not hear of it, and use the key on: "), h("ul", {}, ...replicas),
+      "Take them out of the balancer, or stop them."));
+  }
   return parts;
 }
 

@@ -307,11 +307,11 @@ impl Ledger {
         self.installation.load().position.generation
     }
 
-    /// Changes the journal of the installation, if its record still is at the generation `expected` (`None`: whichever it
-    /// is). `amend` gets the generation that the write makes.
+    /// Changes the journal of the installation, if its record still is at one of the generations `expected` (`None`:
+    /// whichever it is). `amend` gets the generation that the write makes.
     pub async fn amend_journal(
         &self,
-        expected: Option<u64>,
+        expected: Option<&[u64]>,
         amend: impl Fn(&mut Journal, u64),
     ) -> Result<Amended, LedgerError> {
         self.change_at(expected, |installation, generation| amend(&mut installation.journal, generation)).await
@@ -483,11 +483,11 @@ impl Ledger {
         self.change_at(None, |installation, _| change(installation)).await.map(|_| ())
     }
 
-    /// As [`change`](Self::change), unless the record has left the generation `expected`. Where other replicas write too
+    /// As [`change`](Self::change), unless the record has left the generations `expected`. Where other replicas write too
     /// it is made again on what they wrote.
     async fn change_at(
         &self,
-        expected: Option<u64>,
+        expected: Option<&[u64]>,
         change: impl Fn(&mut Installation, u64),
     ) -> Result<Amended, LedgerError> {
         let mut certainty = self.changing.lock().await;
@@ -503,7 +503,7 @@ impl Ledger {
     async fn change_once(
         &self,
         certainty: &mut Certainty,
-        expected: Option<u64>,
+        expected: Option<&[u64]>,
         change: &impl Fn(&mut Installation, u64),
     ) -> Result<Amended, LedgerError> {
         if *certainty == Certainty::Unknown {
@@ -512,7 +512,7 @@ impl Ledger {
         }
         let stored = self.installation.load_full();
         let current = stored.position.generation;
-        if expected.is_some_and(|expected| expected != current) {
+        if expected.is_some_and(|expected| !expected.contains(&current)) {
             return Ok(Amended::MovedOn { current });
         }
         let mut next = (*stored.body).clone();

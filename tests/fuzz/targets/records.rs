@@ -143,6 +143,7 @@ fn the_core_is_total(keyring: &Keyring) {
     assert!(keys.iter().all(|key| ["d", "p", "q", "private"].iter().all(|member| key.get(member).is_none())));
     for desired in [Desired::Policy(&keyring.policy), Desired::Degraded, Desired::Absent] {
         let facts = Facts {
+            unconfirmed: Some(Vec::new()),
             now: NOW,
             clock_frozen: false,
             removals_not_before: Timestamp::EPOCH,
