@@ -647,12 +647,16 @@ impl<'de> Deserialize<'de> for DurationBody {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Either {
-            Seconds(u32),
+            Seconds(f64),
             Text(String),
         }
         let forms = |_| serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
         match Either::deserialize(deserializer).map_err(forms)? {
-            Either::Seconds(seconds) => Ok(DurationBody(Span::from_secs(i64::from(seconds)))),
+            // To JSON 600.0 is the same number as 600.
+            Either::Seconds(seconds) if seconds.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&seconds) => {
+                Ok(DurationBody(Span::from_secs(seconds as i64)))
+            }
+            Either::Seconds(_) => Err(forms(serde::de::Error::custom("not whole"))),
             Either::Text(text) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
         }
     }
