@@ -1,6 +1,6 @@
 //! A KMS: an inventory of keys that outlives every process, and the ways in which it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,12 +12,20 @@ use jwksd::backend::{
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
 
-use crate::keys::{KeyId, Pair, pair};
+use crate::keys::{KeyId, Pair, ids_of, pair};
 use crate::life::Life;
 use crate::random::Random;
 
 /// As policies name it.
 pub const NAME: &str = "simulated-kms";
+
+/// Whose keys nobody may touch.
+pub const FOREIGN: &str = "foreign";
+
+/// One in so many signatures over the network is slow, and takes up to so long, in milliseconds: three in a row keep the
+/// deadline of a request.
+const SLOW_ONE_IN: u64 = 2;
+const SLOW_MAX: u64 = 600;
 
 /// How a KMS answers while something is wrong with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +62,18 @@ pub struct Entry {
     pub made_at: i64,
 }
 
+impl Entry {
+    fn is_of(&self, identity: &KeyIdentity) -> bool {
+        (&self.keyset, self.serial, &self.lineage) == (&identity.keyset, identity.serial, &identity.lineage)
+    }
+
+    /// Whether both were made for the same serial; only one of them can be used for it.
+    pub fn is_twin_of(&self, other: &Entry) -> bool {
+        self.id != other.id
+            && (&self.keyset, self.serial, &self.lineage) == (&other.keyset, other.serial, &other.lineage)
+    }
+}
+
 pub struct Kms {
     inventory: Mutex<Inventory>,
     well: tokio::sync::Notify,
@@ -63,25 +83,27 @@ pub struct Kms {
 
 struct Inventory {
     entries: BTreeMap<KeyId, Entry>,
-    next: KeyId,
     mood: Mood,
     random: Random,
     /// What was asked to be destroyed since the oracle last looked.
     destroyed: Vec<KeyId>,
     wrongs: Vec<String>,
     loses: bool,
+    /// Of signatures alone.
+    pace: Random,
 }
 
 impl Kms {
-    pub fn new(random: Random, is_remote: bool) -> Arc<Self> {
+    /// `pace` says how long signatures take.
+    pub fn new(random: Random, pace: Random, is_remote: bool) -> Arc<Self> {
         let inventory = Inventory {
             entries: BTreeMap::new(),
-            next: 0,
             mood: Mood::Well,
             random,
             destroyed: Vec::new(),
             wrongs: Vec::new(),
             loses: false,
+            pace,
         };
         Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote })
     }
@@ -102,10 +124,27 @@ impl Kms {
     /// Somebody else's keys, which nobody may touch.
     pub fn add_foreign(&self) {
         let mut inventory = self.inventory();
-        let id = inventory.take_id();
-        let keyset = Name::parse("foreign").unwrap();
-        let entry = Entry { id, keyset, serial: 1, lineage: "foreign".to_owned(), destroyed: false, made_at: 0 };
+        let id = inventory.take_id(Algorithm::Es256);
+        let keyset = Name::parse(FOREIGN).unwrap();
+        let entry = Entry { id, keyset, serial: 1, lineage: FOREIGN.to_owned(), destroyed: false, made_at: 0 };
         inventory.entries.insert(id, entry);
+    }
+
+    /// The store went back to an older copy, and with it the private keys that live there: `kept` are those that it names.
+    /// Which others are left, of which nobody knows any more.
+    pub fn go_back(&self, kept: &BTreeSet<KeyId>) -> BTreeSet<KeyId> {
+        let mut inventory = self.inventory();
+        let mut lost = BTreeSet::new();
+        for entry in inventory.entries.values_mut().filter(|entry| entry.keyset.as_str() != FOREIGN) {
+            match kept.contains(&entry.id) {
+                true => entry.destroyed = false,
+                false => {
+                    entry.lineage = "lost".to_owned();
+                    lost.insert(entry.id);
+                }
+            }
+        }
+        lost
     }
 
     /// From now on it forgets some of what it makes.
@@ -143,23 +182,29 @@ impl Kms {
 }
 
 impl Inventory {
-    fn take_id(&mut self) -> KeyId {
-        self.next += 1;
-        self.next - 1
+    fn take_id(&mut self, algorithm: Algorithm) -> KeyId {
+        let ids = ids_of(algorithm);
+        self.entries.range(ids.clone()).next_back().map_or(ids.start, |(last, _)| last + 1)
+    }
+
+    fn find(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Option<&Entry> {
+        let of = |entry: &&Entry| entry.is_of(identity) && pair(entry.id).algorithm() == algorithm;
+        self.entries.values().find(of)
+    }
+
+    /// Somebody asks for a key; what arrives late was asked for before.
+    fn asked(&mut self, identity: &KeyIdentity, algorithm: Algorithm) {
+        if self.find(identity, algorithm).is_some_and(|entry| entry.destroyed) {
+            self.wrongs.push(format!("serial {} is asked for again after it was destroyed", identity.serial));
+        }
     }
 
     /// Makes the key, or finds the one that was made for it before.
-    fn create(&mut self, identity: &KeyIdentity, now: i64) -> KeyId {
-        let of = |entry: &&Entry| {
-            entry.keyset == identity.keyset && entry.serial == identity.serial && entry.lineage == identity.lineage
-        };
-        if let Some(entry) = self.entries.values().find(of) {
-            if entry.destroyed {
-                self.wrongs.push(format!("serial {} is asked for again after it was destroyed", identity.serial));
-            }
+    fn create(&mut self, identity: &KeyIdentity, algorithm: Algorithm, now: i64) -> KeyId {
+        if let Some(entry) = self.find(identity, algorithm) {
             return entry.id;
         }
-        let id = self.take_id();
+        let id = self.take_id(algorithm);
         let (keyset, lineage) = (identity.keyset.clone(), identity.lineage.clone());
         let entry = Entry { id, keyset, serial: identity.serial, lineage, destroyed: false, made_at: now };
         let entry = Entry { destroyed: self.loses && id % 5 == 4, ..entry };
@@ -172,6 +217,12 @@ impl Inventory {
             entry.destroyed = true;
             self.destroyed.push(id);
         }
+    }
+
+    /// How long a signature takes.
+    fn takes(&mut self) -> Duration {
+        let slow = self.pace.below(SLOW_ONE_IN) == 0;
+        Duration::from_millis(if slow { self.pace.below(SLOW_MAX) } else { 0 })
     }
 
     fn signs(&self, id: KeyId) -> bool {
@@ -231,9 +282,10 @@ impl Backend for Client {
         NAME
     }
 
-    async fn create(&self, identity: &KeyIdentity, _: Algorithm) -> Result<CreatedKey, BackendError> {
+    async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
+        self.kms.inventory().asked(identity, algorithm);
         let (identity, now) = (identity.clone(), self.truth.now());
-        let id = self.act("create", move |inventory| inventory.create(&identity, now)).await?;
+        let id = self.act("create", move |inventory| inventory.create(&identity, algorithm, now)).await?;
         let pair = pair(id);
         Ok(CreatedKey { kid: pair.kid.clone(), public: pair.public.clone(), handle: id.to_string() })
     }
@@ -284,6 +336,10 @@ impl RemoteSigner for Hand {
             Mood::Lying => Ok(self.pair.sign(b"something else")),
             _ => {
                 let signature = self.pair.sign(message);
+                let takes = self.kms.inventory().takes();
+                if !takes.is_zero() {
+                    tokio::time::sleep(takes).await;
+                }
                 self.life.pass().await;
                 Ok(signature)
             }

@@ -1,7 +1,7 @@
 //! Where one replica runs: its machine's clock, what it remembers, its way to the store, and its process while there is one.
 //! The process runs the daemon's own tasks: one per keyset, the heartbeat, and those that follow a shared store.
 
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -46,6 +46,10 @@ pub struct Seat {
     pub way: Arc<Way>,
     pub declared: Vec<Declared>,
     pub process: Option<Process>,
+    /// Requests for signatures that were not answered yet.
+    pub under_way: Arc<AtomicU64>,
+    /// Processes that there were.
+    starts: u64,
     own: Arc<Shelf>,
     random: Random,
     /// What was served last, as bytes and as read.
@@ -80,6 +84,8 @@ impl Seat {
             way: Way::new(number, random.fork()),
             declared: Vec::new(),
             process: None,
+            under_way: Arc::default(),
+            starts: 0,
             own,
             random,
             served: None,
@@ -117,6 +123,8 @@ impl Seat {
             let booted = boot.run().await;
             let _ = slot.set(booted);
         });
+        self.starts += 1;
+        self.under_way = Arc::default();
         self.process = Some(Process { life, engine });
     }
 
@@ -130,8 +138,19 @@ impl Seat {
         self.stopped_until.store(0, Relaxed);
     }
 
+    /// Which process there is, or was last.
+    pub fn number(&self) -> u64 {
+        self.starts
+    }
+
     pub fn lose_memory(&mut self) {
         self.own.forget_everything();
+    }
+
+    /// The store as an operator on this machine has it, while no process runs.
+    pub fn store_of_an_operator(&self, common: &Common) -> Arc<dyn Store> {
+        let life = Life::begin(Doom::at(0), common.truth, Arc::default());
+        Port::new(common.hub.clone(), Way::new(self.way.who, Random::new(0)), life, false)
     }
 
     pub fn engine(&self) -> Option<&Arc<Engine>> {
