@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
+#[path = "whole/account.rs"]
+mod account;
 #[path = "whole/audience.rs"]
 mod audience;
 #[path = "whole/core.rs"]

@@ -1,6 +1,7 @@
 //! A history: what is installed, who verifies, and everything that will happen, drawn before it begins, so that a part of
 //! it can be left out to see whether the rest still fails.
 
+use jwksd::aws_kms::AWS_KMS;
 use jwksd::engine::ReplicaRole;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
@@ -306,6 +307,11 @@ pub fn ahead(setup: &Setup, random: &mut Random) -> i64 {
 }
 
 impl Setup {
+    /// Its KMS is an account of AWS KMS, used by the daemon's own backend, and it signs remotely.
+    pub fn is_account(&self) -> bool {
+        self.is_remote && self.seed.is_multiple_of(2)
+    }
+
     fn draw(seed: u64, mix: Mix, random: &mut Random) -> Setup {
         let is_single = match mix {
             Mix::Rotations => random.below(16) > 0,
@@ -370,7 +376,7 @@ impl Setup {
                 probes: Vec::new(),
             },
             algorithm: Algorithm::Es256,
-            backend: kms::NAME.to_owned(),
+            backend: if self.is_account() { AWS_KMS } else { kms::NAME }.to_owned(),
             rotation: RotationPolicy {
                 schedule: Schedule::Every(Span::SECOND),
                 propagation: Span::ZERO,

@@ -12,6 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
+use p256::ecdsa::signature::hazmat::PrehashSigner;
+use p256::pkcs8::EncodePublicKey;
 
 /// Keys that one history may have of each algorithm; none has nearly as many.
 const POOL: KeyId = 1024;
@@ -102,6 +104,31 @@ impl Pair {
         match self.kind.curve {
             EcCurve::P256 => "P-256",
             EcCurve::P384 => "P-384",
+        }
+    }
+
+    /// As DER (RFC 5280 §4.1).
+    pub fn public_key_info(&self) -> Vec<u8> {
+        let der = match self.kind.curve {
+            EcCurve::P256 => p256::PublicKey::from_sec1_bytes(&self.point).unwrap().to_public_key_der(),
+            EcCurve::P384 => p384::PublicKey::from_sec1_bytes(&self.point).unwrap().to_public_key_der(),
+        };
+        der.unwrap().to_vec()
+    }
+
+    /// The signature of a digest, as DER (RFC 3279 §2.2.3).
+    pub fn sign_digest(&self, digest: &[u8]) -> Vec<u8> {
+        match self.kind.curve {
+            EcCurve::P256 => {
+                let key = p256::ecdsa::SigningKey::from_slice(&self.scalar).unwrap();
+                let signature: p256::ecdsa::Signature = key.sign_prehash(digest).unwrap();
+                signature.to_der().as_bytes().to_vec()
+            }
+            EcCurve::P384 => {
+                let key = p384::ecdsa::SigningKey::from_slice(&self.scalar).unwrap();
+                let signature: p384::ecdsa::Signature = key.sign_prehash(digest).unwrap();
+                signature.to_der().as_bytes().to_vec()
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use jwksd::backend::{
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
 
+use crate::account;
 use crate::keys::{KeyId, Pair, ids_of, pair};
 use crate::life::Life;
 use crate::random::Random;
@@ -56,13 +57,21 @@ pub struct Entry {
     pub id: KeyId,
     pub keyset: Name,
     pub serial: u64,
-    lineage: String,
+    pub(crate) lineage: String,
     pub destroyed: bool,
     /// True time, in milliseconds.
     pub made_at: i64,
+    /// Those of a key in AWS KMS.
+    pub tags: Vec<(String, String)>,
+    pub disabled: bool,
 }
 
 impl Entry {
+    pub(crate) fn new(id: KeyId, keyset: Name, serial: u64, lineage: &str, made_at: i64) -> Entry {
+        let lineage = lineage.to_owned();
+        Entry { id, keyset, serial, lineage, destroyed: false, made_at, tags: Vec::new(), disabled: false }
+    }
+
     fn is_of(&self, identity: &KeyIdentity) -> bool {
         (&self.keyset, self.serial, &self.lineage) == (&identity.keyset, identity.serial, &identity.lineage)
     }
@@ -79,10 +88,14 @@ pub struct Kms {
     well: tokio::sync::Notify,
     /// Signatures are made over the network, and are real.
     pub is_remote: bool,
+    /// It is an account of AWS KMS.
+    pub is_account: bool,
 }
 
-struct Inventory {
-    entries: BTreeMap<KeyId, Entry>,
+pub(crate) struct Inventory {
+    pub(crate) entries: BTreeMap<KeyId, Entry>,
+    /// Names of keys in AWS KMS.
+    pub(crate) aliases: BTreeMap<String, KeyId>,
     mood: Mood,
     random: Random,
     /// What was asked to be destroyed since the oracle last looked.
@@ -95,9 +108,10 @@ struct Inventory {
 
 impl Kms {
     /// `pace` says how long signatures take.
-    pub fn new(random: Random, pace: Random, is_remote: bool) -> Arc<Self> {
+    pub fn new(random: Random, pace: Random, is_remote: bool, is_account: bool) -> Arc<Self> {
         let inventory = Inventory {
             entries: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             mood: Mood::Well,
             random,
             destroyed: Vec::new(),
@@ -105,7 +119,7 @@ impl Kms {
             loses: false,
             pace,
         };
-        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote })
+        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote, is_account })
     }
 
     pub fn set_mood(&self, mood: Mood) {
@@ -126,8 +140,11 @@ impl Kms {
         let mut inventory = self.inventory();
         let id = inventory.take_id(Algorithm::Es256);
         let keyset = Name::parse(FOREIGN).unwrap();
-        let entry = Entry { id, keyset, serial: 1, lineage: FOREIGN.to_owned(), destroyed: false, made_at: 0 };
-        inventory.entries.insert(id, entry);
+        inventory.insert(Entry::new(id, keyset, 1, FOREIGN, 0));
+    }
+
+    pub fn is_foreign(&self, id: KeyId) -> bool {
+        self.inventory().entries.get(&id).is_some_and(|entry| entry.keyset.as_str() == FOREIGN)
     }
 
     /// The store went back to an older copy, and with it the private keys that live there: `kept` are those that it names.
@@ -182,7 +199,7 @@ impl Kms {
 }
 
 impl Inventory {
-    fn take_id(&mut self, algorithm: Algorithm) -> KeyId {
+    pub(crate) fn take_id(&mut self, algorithm: Algorithm) -> KeyId {
         let ids = ids_of(algorithm);
         self.entries.range(ids.clone()).next_back().map_or(ids.start, |(last, _)| last + 1)
     }
@@ -205,14 +222,16 @@ impl Inventory {
             return entry.id;
         }
         let id = self.take_id(algorithm);
-        let (keyset, lineage) = (identity.keyset.clone(), identity.lineage.clone());
-        let entry = Entry { id, keyset, serial: identity.serial, lineage, destroyed: false, made_at: now };
-        let entry = Entry { destroyed: self.loses && id % 5 == 4, ..entry };
-        self.entries.insert(id, entry);
+        let entry = Entry::new(id, identity.keyset.clone(), identity.serial, &identity.lineage, now);
+        self.insert(Entry { destroyed: self.loses && id % 5 == 4, ..entry });
         id
     }
 
-    fn destroy(&mut self, id: KeyId) {
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        self.entries.insert(entry.id, entry);
+    }
+
+    pub(crate) fn destroy(&mut self, id: KeyId) {
         if let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.destroyed) {
             entry.destroyed = true;
             self.destroyed.push(id);
@@ -226,8 +245,13 @@ impl Inventory {
     }
 
     fn signs(&self, id: KeyId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| !entry.destroyed)
+        self.entries.get(&id).is_some_and(|entry| !entry.destroyed && !entry.disabled)
     }
+}
+
+/// The key that a stored handle names.
+pub fn id_in(handle: &str) -> Option<KeyId> {
+    handle.parse().ok().or_else(|| account::id_in(handle))
 }
 
 fn failed(operation: &'static str, kind: BackendErrorKind) -> BackendError {
@@ -238,7 +262,7 @@ fn failed(operation: &'static str, kind: BackendErrorKind) -> BackendError {
 pub struct Client {
     kms: Arc<Kms>,
     life: Arc<Life>,
-    truth: crate::life::Truth,
+    pub(crate) truth: crate::life::Truth,
 }
 
 impl Client {
@@ -246,8 +270,12 @@ impl Client {
         Arc::new(Client { kms, life, truth })
     }
 
+    pub(crate) fn hand(&self, id: KeyId) -> Hand {
+        Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() }
+    }
+
     /// Does what was asked, now or later, and says what the caller is told.
-    async fn act<T>(
+    pub(crate) async fn act<T>(
         &self,
         operation: &'static str,
         act: impl FnOnce(&mut Inventory) -> T + Send + 'static,
@@ -296,7 +324,7 @@ impl Backend for Client {
         if !self.kms.is_remote && !self.kms.inventory().signs(id) {
             return Err(failed("open", BackendErrorKind::NotFound));
         }
-        let hand = Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() };
+        let hand = self.hand(id);
         Ok(match self.kms.is_remote {
             true => Signer::Remote(Arc::new(hand)),
             false => Signer::Inline(Arc::new(hand)),
@@ -310,7 +338,7 @@ impl Backend for Client {
 }
 
 /// Signs with one key.
-struct Hand {
+pub(crate) struct Hand {
     pair: Arc<Pair>,
     kms: Arc<Kms>,
     life: Arc<Life>,
@@ -326,6 +354,13 @@ impl LocalSigner for Hand {
 #[async_trait]
 impl RemoteSigner for Hand {
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        self.sign_as(|is_asked| self.pair.sign(if is_asked { message } else { b"something else" })).await
+    }
+}
+
+impl Hand {
+    /// The signature that `make` makes of what was asked for, or of something else.
+    pub(crate) async fn sign_as(&self, make: impl Fn(bool) -> Vec<u8>) -> Result<Vec<u8>, BackendError> {
         self.life.pass().await;
         self.kms.arrive("sign").await?;
         if !self.kms.inventory().signs(self.pair.id) {
@@ -333,9 +368,9 @@ impl RemoteSigner for Hand {
         }
         match self.kms.mood() {
             Mood::Mute | Mood::Late => pending().await,
-            Mood::Lying => Ok(self.pair.sign(b"something else")),
+            Mood::Lying => Ok(make(false)),
             _ => {
-                let signature = self.pair.sign(message);
+                let signature = make(true);
                 let takes = self.kms.inventory().takes();
                 if !takes.is_zero() {
                     tokio::time::sleep(takes).await;

@@ -2,11 +2,15 @@
 
 use jwksd::store::Document;
 
+use crate::account::CLEANUP_AFTER;
 use crate::audience::Verdict;
 use crate::history;
 use crate::keys::KeyId;
 use crate::kms::FOREIGN;
 use crate::world::{RECOVERY, World};
+
+/// When what is left over in an account of AWS KMS is gone, in milliseconds: old enough, and walked by.
+const CLEANED_UP_AFTER: i64 = CLEANUP_AFTER.as_millis() * 5 / 4 + 2 * RECOVERY;
 
 impl World {
     /// When the product said so, a revoked key is out of every cache of a verifier that forgets by itself.
@@ -44,6 +48,9 @@ impl World {
         let now = self.now();
         for key in self.common.kms.destroyed() {
             let Some((_, kept)) = self.records.find(key) else {
+                if self.common.kms.is_account && !self.common.kms.is_foreign(key) {
+                    continue; // Made, and never claimed.
+                }
                 return Err(format!("key {key} is destroyed, and no record ever named it"));
             };
             let lives = self.lives_until.get(&key).is_some_and(|until| now < *until);
@@ -105,6 +112,7 @@ impl World {
                 _ if self.lost.contains(&entry.id) => {}
                 // Made before another algorithm was wanted for the same serial; its name is taken.
                 (false, None) if entries.iter().any(|other| entry.is_twin_of(other)) => {}
+                (false, None) if self.common.kms.is_account && now < entry.made_at + CLEANED_UP_AFTER => {}
                 (false, None) => {
                     return Err(format!(
                         "key {} (serial {}) of {} ms is left over",

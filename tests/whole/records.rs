@@ -7,6 +7,7 @@ use jwksd::store::Document;
 use serde::Deserialize;
 
 use crate::keys::{KeyId, id_of, pair};
+use crate::kms::id_in;
 
 /// An emergency that no replica could carry on with may last for so long, in milliseconds.
 const EMERGENCY: i64 = 180_000;
@@ -97,8 +98,8 @@ impl Record {
         for entry in &record.body.keys {
             let id = id_of(&entry.kid).ok_or_else(|| format!("{} was never made", entry.kid))?;
             let state = State::of(&entry.state).ok_or_else(|| format!("a state {}", entry.state))?;
-            let handle = entry.private.as_ref().map(|private| private.handle.parse::<KeyId>());
-            if handle.is_some_and(|handle| handle != Ok(id)) {
+            let handle = entry.private.as_ref().map(|private| id_in(&private.handle));
+            if handle.is_some_and(|handle| handle != Some(id)) {
                 return Err(format!("{} has the handle of another key", entry.kid));
             }
             let has_private = entry.private.is_some();

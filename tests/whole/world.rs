@@ -204,7 +204,7 @@ impl World {
         let error = setup.ahead_max;
         let hub =
             Shelf::new(StoreClock { truth, ahead: AtomicI64::new(if random.below(2) == 0 { error } else { -error }) });
-        let kms = Kms::new(random.fork(), Random::new(setup.seed ^ PACE), setup.is_remote);
+        let kms = Kms::new(random.fork(), Random::new(setup.seed ^ PACE), setup.is_remote, setup.is_account());
         kms.add_foreign();
         let skew = setup.policies[0].rotation.clock_skew;
         let seal = Arc::new(FileKey::ephemeral());
