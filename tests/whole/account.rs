@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jwksd::aws_kms::{
-    Encrypted, EncryptionContext, KeyDescription, KeySpec, KeyState, KmsApi, KmsError, KmsErrorKind, KmsOperation, Message,
-    Pace, Page, PublicKey, SigningAlgorithm,
+    Encrypted, EncryptionContext, KeyDescription, KeySpec, KeyState, KmsApi, KmsError, KmsErrorKind, KmsOperation,
+    Message, Pace, Page, PublicKey, SigningAlgorithm,
 };
 use jwksd::backend::{BackendError, BackendErrorKind};
 use jwksd::keyring::algorithm::Algorithm;
@@ -98,7 +98,8 @@ impl Inventory {
     }
 
     fn make(&mut self, algorithm: Algorithm, tags: Vec<(String, String)>, now: i64) -> KeyId {
-        let tag = |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default();
+        let tag =
+            |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default();
         let id = self.take_id(algorithm);
         let (keyset, serial) = (Name::parse(tag(KEYSET)).unwrap(), tag(SERIAL).parse().unwrap());
         let entry = Entry::new(id, keyset, serial, tag(LINEAGE), now);
@@ -106,18 +107,18 @@ impl Inventory {
         id
     }
 
-    /// Somebody makes keys whose tags say what those of `like` say, but for one.
-    fn imitate(&mut self, like: KeyId, changes: &[(&str, &str)], now: i64) {
-        for (changed, other) in changes {
-            let mut tags = self.entries.get(&like).map(|entry| entry.tags.clone()).unwrap_or_default();
-            let random = tags.iter().find(|(key, _)| key == NONCE).map(|(_, nonce)| nonce.clone()).unwrap_or_default();
-            for (_, value) in tags.iter_mut().filter(|(key, _)| key == changed) {
-                *value = other.replace('*', random.split_once('.').map_or("", |(_, rest)| rest));
+    /// Somebody makes a key with the tags of another one, of which one may be changed. A `*` is what the nonce ends in.
+    fn imitate(&mut self, like: KeyId, changed: Option<(&str, &str)>, now: i64) {
+        let mut tags = self.entries.get(&like).map(|entry| entry.tags.clone()).unwrap_or_default();
+        for (key, value) in &mut tags {
+            if let Some((_, other)) = changed.filter(|(changed, _)| changed == key) {
+                let rest = value.split_once('.').map_or("", |(_, rest)| rest);
+                *value = other.replace('*', rest);
             }
-            let id = self.take_id(pair(like).algorithm());
-            let entry = Entry::new(id, Name::parse(FOREIGN).unwrap(), 1, FOREIGN, now);
-            self.insert(Entry { tags, ..entry });
         }
+        let id = self.take_id(pair(like).algorithm());
+        let entry = Entry::new(id, Name::parse(FOREIGN).unwrap(), 1, FOREIGN, now);
+        self.insert(Entry { tags, ..entry });
     }
 
     fn names_of(&self, id: KeyId) -> Vec<String> {
@@ -125,11 +126,8 @@ impl Inventory {
     }
 }
 
-/// Another installation's, and two that nothing but their tags says anything of.
+/// What strangers change: it is another installation's, or nothing proves it.
 const FORGED: [(&str, &str); 3] = [(INSTALLATION, "another"), (SERIAL, "77"), (NONCE, "0123456789.*")];
-
-/// All tags of one of ours.
-const COPIED: [(&str, &str); 1] = [("", "")];
 
 fn describe(entry: &Entry) -> KeyDescription {
     KeyDescription {
@@ -177,7 +175,7 @@ impl KmsApi for Client {
             let is_first = inventory.entries.values().all(|entry| entry.tags.is_empty());
             let id = inventory.make(algorithm, tags, now);
             if is_first {
-                inventory.imitate(id, &FORGED, now);
+                FORGED.iter().for_each(|changed| inventory.imitate(id, Some(*changed), now));
             }
             inventory.entry(id).map(|entry| describe(entry))
         })
@@ -185,7 +183,8 @@ impl KmsApi for Client {
     }
 
     async fn describe_key(&self, key: &str) -> Result<KeyDescription, KmsError> {
-        self.about(KmsOperation::DescribeKey, key, |inventory, id| inventory.entry(id).map(|entry| describe(entry))).await
+        self.about(KmsOperation::DescribeKey, key, |inventory, id| inventory.entry(id).map(|entry| describe(entry)))
+            .await
     }
 
     async fn public_key(&self, key: &str) -> Result<PublicKey, KmsError> {
@@ -217,7 +216,7 @@ impl KmsApi for Client {
                 return Err(KmsErrorKind::InvalidState);
             }
             if inventory.aliases.is_empty() {
-                inventory.imitate(id, &COPIED, now);
+                inventory.imitate(id, None, now);
             }
             inventory.aliases.insert(alias, id);
             Ok(())
@@ -226,7 +225,10 @@ impl KmsApi for Client {
     }
 
     async fn list_aliases(&self, key: &str, _: Option<&str>) -> Result<Page<String>, KmsError> {
-        self.about(KmsOperation::ListAliases, key, |inventory, id| Ok(Page { items: inventory.names_of(id), next: None })).await
+        self.about(KmsOperation::ListAliases, key, |inventory, id| {
+            Ok(Page { items: inventory.names_of(id), next: None })
+        })
+        .await
     }
 
     async fn list_keys(&self, marker: Option<&str>) -> Result<Page<String>, KmsError> {

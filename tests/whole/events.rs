@@ -332,9 +332,11 @@ impl World {
         for (document, bytes) in self.common.hub.keyrings() {
             self.records.begin_again(&document, &bytes, now)?;
         }
-        let with_private = |record: &Record| record.keys.values().filter(|key| key.has_private).map(|key| key.id).collect::<Vec<_>>();
+        let with_private =
+            |record: &Record| record.keys.values().filter(|key| key.has_private).map(|key| key.id).collect::<Vec<_>>();
         let kept: BTreeSet<KeyId> = self.records.all().flat_map(|(_, record)| with_private(record)).collect();
         self.lost.extend(self.common.kms.go_back(&kept));
+        self.lost_until = now;
         let live = |key: &KeyId| self.records.find(*key).is_some_and(|(_, kept)| !kept.state.has_ended());
         self.ended_at.retain(|key, _| !live(key));
         Ok(())

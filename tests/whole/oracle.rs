@@ -110,6 +110,7 @@ impl World {
                 (true, _) if live_record => return Err(format!("key {} is gone and in use", entry.id)),
                 (true, _) => {}
                 _ if self.lost.contains(&entry.id) => {}
+                (false, None) if entry.made_at <= self.lost_until => {}
                 // Made before another algorithm was wanted for the same serial; its name is taken.
                 (false, None) if entries.iter().any(|other| entry.is_twin_of(other)) => {}
                 (false, None) if self.common.kms.is_account && now < entry.made_at + CLEANED_UP_AFTER => {}

@@ -296,7 +296,10 @@ impl Records {
                 let former = self.signed_last.insert(document.clone(), key.id);
                 let changes = former.is_some_and(|former| pair(former).algorithm() != pair(key.id).algorithm());
                 if changes && begins && !self.confirmed.remove(document) {
-                    return Err(format!("{document}: key {} signs with another algorithm, and nobody confirmed it", key.id));
+                    return Err(format!(
+                        "{document}: key {} signs with another algorithm, and nobody confirmed it",
+                        key.id
+                    ));
                 }
                 Ok(Some(Promotion { to: key.id, changes_algorithm: changes }))
             }

@@ -57,8 +57,7 @@ impl World {
             for keyset in KEYSETS.iter().take(self.setup.keysets) {
                 let Some(cell) = engine.keyset(keyset) else { continue };
                 let (engine, notes, from) = (engine.clone(), self.notes.clone(), self.source(seat, keyset));
-                let (truth, hub, under_way) =
-                    (self.truth, self.common.hub.clone(), self.seats[seat].under_way.clone());
+                let (truth, hub, under_way) = (self.truth, self.common.hub.clone(), self.seats[seat].under_way.clone());
                 let work = async move {
                     under_way.fetch_add(1, Relaxed);
                     let request = parse_request(REQUEST).unwrap();

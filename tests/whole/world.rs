@@ -121,9 +121,18 @@ pub enum Due {
 
 /// What came back from a task.
 pub enum Note {
-    Answer { from: Source, what: String, answer: Result<Outcome, String> },
+    Answer {
+        from: Source,
+        what: String,
+        answer: Result<Outcome, String>,
+    },
     /// With the generation of the keyring that was shown when the answer left, and when that was.
-    Signed { from: Source, shown: u64, at: i64, issued: Result<Issued, (String, Option<&'static str>)> },
+    Signed {
+        from: Source,
+        shown: u64,
+        at: i64,
+        issued: Result<Issued, (String, Option<&'static str>)>,
+    },
 }
 
 /// Who answered: which process on a seat, for which keyset.
@@ -153,8 +162,10 @@ pub struct World {
     pub saved: Option<(Copy, i64)>,
     /// When the configuration was changed last.
     pub configured_at: i64,
-    /// Keys of histories that were lost: nobody can know that they are left over.
+    /// Keys of histories that were lost, and until when such keys may have been asked for: nobody can know that they are
+    /// left over.
     pub lost: BTreeSet<KeyId>,
+    pub lost_until: i64,
     /// Which process answered the revocation of which key.
     pub answered: BTreeSet<(usize, u64, KeyId)>,
     /// Nothing is wrong with a seat, the store and the KMS since then.
@@ -233,6 +244,7 @@ impl World {
             saved: None,
             configured_at: 0,
             lost: BTreeSet::new(),
+            lost_until: -1,
             answered: BTreeSet::new(),
             well_since: vec![0; seats.len()],
             all_well_since: 0,
