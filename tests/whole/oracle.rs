@@ -47,8 +47,11 @@ impl World {
         }
         let now = self.now();
         for key in self.common.kms.destroyed() {
+            if self.common.kms.is_foreign(key) {
+                return Err(format!("somebody else's key {key} is destroyed"));
+            }
             let Some((_, kept)) = self.records.find(key) else {
-                if self.common.kms.is_account && !self.common.kms.is_foreign(key) {
+                if self.common.kms.is_account {
                     continue; // Made, and never claimed.
                 }
                 return Err(format!("key {key} is destroyed, and no record ever named it"));

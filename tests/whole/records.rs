@@ -217,6 +217,10 @@ impl Records {
             self.signed.insert(active);
             self.signed_last.insert(document.clone(), active);
         }
+        self.drained.remove(document);
+        if record.drained {
+            self.drained.insert(document.clone(), record.generation);
+        }
         self.stored.insert(document.clone(), record);
         Ok(())
     }
