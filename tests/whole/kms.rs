@@ -263,11 +263,13 @@ pub struct Client {
     kms: Arc<Kms>,
     life: Arc<Life>,
     pub(crate) truth: crate::life::Truth,
+    /// Nobody else asks it for keys.
+    is_alone: bool,
 }
 
 impl Client {
-    pub fn new(kms: Arc<Kms>, life: Arc<Life>, truth: crate::life::Truth) -> Arc<Self> {
-        Arc::new(Client { kms, life, truth })
+    pub fn new(kms: Arc<Kms>, life: Arc<Life>, truth: crate::life::Truth, is_alone: bool) -> Arc<Self> {
+        Arc::new(Client { kms, life, truth, is_alone })
     }
 
     pub(crate) fn hand(&self, id: KeyId) -> Hand {
@@ -311,7 +313,10 @@ impl Backend for Client {
     }
 
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
-        self.kms.inventory().asked(identity, algorithm);
+        // A replica that has not heard of the latest records may ask for what others made and destroyed.
+        if self.is_alone {
+            self.kms.inventory().asked(identity, algorithm);
+        }
         let (identity, now) = (identity.clone(), self.truth.now());
         let id = self.act("create", move |inventory| inventory.create(&identity, algorithm, now)).await?;
         let pair = pair(id);

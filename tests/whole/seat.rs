@@ -217,7 +217,7 @@ impl Boot {
     async fn run(self) -> Result<Arc<Engine>, String> {
         let ledger = Arc::new(self.open().await?);
         let clock = Arc::new(TrustedClock::new(self.machine.clone(), self.common.skew));
-        let client = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth);
+        let client = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth, self.common.is_single);
         let account = self.account(client.clone(), &ledger);
         let backend = account.clone().map_or(client as Arc<dyn Backend>, |account| account);
         let settings = Settings {
