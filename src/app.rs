@@ -2,7 +2,7 @@
 
 mod access;
 mod herald;
-mod leftovers;
+pub mod leftovers;
 mod notices;
 mod publishers;
 mod reload;

@@ -1,12 +1,15 @@
 //! A deterministic simulation of the whole: the real engine and its tasks, replicas with roles, on simulated clocks, stores,
-//! a KMS and networks, with crashes at any await, operators and configurations at bad moments, caching layers, balancers
-//! and verifiers.
+//! a KMS (or an account of AWS KMS behind the real backend) and networks, with crashes at any await, operators and
+//! configurations at bad moments, changes of algorithm, drains and recoveries, caching layers, balancers and verifiers.
+//! Imports, probes and publishers are not in it.
 //!
 //! The oracle and the verifiers decide nothing with `src/keyring`: they read stored records and served documents as JSON,
 //! and know the time. A history that fails is shrunk and printed; `JWKSD_WHOLE_SEED=…` repeats one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
+#[path = "whole/account.rs"]
+mod account;
 #[path = "whole/audience.rs"]
 mod audience;
 #[path = "whole/core.rs"]
@@ -134,6 +137,9 @@ fn no_promise_is_broken() {
             let rare = [stats.crashes, stats.revocations, stats.exposures, stats.restored, stats.refusals];
             assert!(rare.iter().all(|count| *count > 10), "{stats:?}");
         }
+        let long = stats.rotations > 3_000;
+        let several = [stats.changes, stats.drains, if mix == Mix::Turmoil { stats.raced } else { stats.recovered }];
+        assert!(!long || several.iter().all(|count| *count > 10), "{stats:?}");
         played += stats.rotations;
     }
     let report = core::play_until(seed, rotations.saturating_sub(played)).unwrap_or_else(|broken| panic!("{broken}"));

@@ -15,7 +15,7 @@ const LONGEST_INTERVAL: Span = Span::from_secs(6 * 3600);
 const SHORTEST_INTERVAL: Span = Span::SECOND;
 
 /// Cleans up at the start, after creations that failed, and every few hours, while any keyset has keys in AWS KMS.
-pub(super) async fn clean_up(engine: Arc<Engine>, backend: Arc<AwsKmsBackend>, stop: CancellationToken) {
+pub async fn clean_up(engine: Arc<Engine>, backend: Arc<AwsKmsBackend>, stop: CancellationToken) {
     let interval = Span::from_millis(backend.cleanup_after().as_millis() / 4);
     let interval = interval.min(LONGEST_INTERVAL).max(SHORTEST_INTERVAL).to_std();
     loop {

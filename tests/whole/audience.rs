@@ -43,8 +43,9 @@ impl Served {
         let mut keys = Vec::with_capacity(jwks.keys.len());
         for jwk in &jwks.keys {
             let id = id_of(jwk.kid).ok_or_else(|| format!("{} was never made", jwk.kid))?;
-            let (x, y) = &pair(id).coordinates;
-            let right = (jwk.kty, jwk.crv, jwk.alg, jwk.usage) == ("EC", "P-256", "ES256", "sig");
+            let pair = pair(id);
+            let (x, y) = &pair.coordinates;
+            let right = (jwk.kty, jwk.crv, jwk.alg, jwk.usage) == ("EC", pair.curve(), pair.algorithm().alg(), "sig");
             if !right || (jwk.x, jwk.y) != (x, y) || keys.contains(&id) {
                 return Err(format!("{} is not published as it is", jwk.kid));
             }

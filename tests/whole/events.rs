@@ -1,16 +1,32 @@
 //! What happens to the installation: operators, configurations, outages, crashes, clocks, restored copies.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use jwksd::keyring::decide::{Intent, Request};
+use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::decide::{Confirmation, Intent, Request};
+use jwksd::keyring::name::Name;
+use jwksd::keyring::policy::Policy;
 use jwksd::keyring::record::KeyState;
+use jwksd::keyring::recover::{Recovered, ServedKey};
 use jwksd::keyring::time::Span;
+use jwksd::seal::KeyEncryptionKey;
+use jwksd::store::ledger::{RecoveryRequest, recover_store};
 
 use crate::history::Event;
+use crate::keys::{KeyId, id_of, pair};
 use crate::kms::Mood;
 use crate::life::BEGINNING;
+use crate::records::Record;
 use crate::seat::declare;
-use crate::world::{Due, KEYSETS, Note, World};
+use crate::world::{Due, KEYSETS, Note, Source, World};
+
+/// Whatever waits may sign as soon as it may.
+const CONFIRM: Intent = Intent::Rotate { allow_unpropagated: false, confirm_algorithm: Some(Confirmation::Any) };
+
+/// A machine whose store was restored starts after so long, in milliseconds.
+const RESTORED_AFTER: i64 = 500;
 
 /// A copy is so old when it is put back, in milliseconds.
 const RESTORE_AFTER: i64 = 9_000;
@@ -31,9 +47,33 @@ impl World {
                 self.operate(seat, Intent::Hold { until: Some(until) });
             }
             Event::Resume { seat } => self.operate(seat, Intent::Resume),
-            Event::Revoke { seat, which } => self.revoke(seat, which),
-            Event::Compromise { seat } => self.operate(seat, Intent::Compromise),
-            Event::Configure { seat, policy } => self.configure(seat, policy),
+            Event::Revoke { seat, which } => {
+                self.ask_meanwhile().await?;
+                self.revoke(seat, which);
+            }
+            Event::Compromise { seat } => {
+                self.ask_meanwhile().await?;
+                self.operate(seat, Intent::Compromise);
+            }
+            Event::Configure { seat, policy } => {
+                let policy = self.setup.policies[policy].clone();
+                self.configure(seat, |wanted| {
+                    let algorithm = wanted.algorithm;
+                    *wanted = Policy { algorithm, ..policy };
+                });
+            }
+            Event::Algorithm { seat, other } => {
+                let algorithm = if other { Algorithm::Es384 } else { Algorithm::Es256 };
+                self.configure(seat, |wanted| wanted.algorithm = algorithm);
+            }
+            Event::Confirm { seat } => self.operate(seat, CONFIRM),
+            Event::Drain { seat } => {
+                self.stats.drains += 1;
+                self.operate(seat, Intent::Drain);
+            }
+            Event::Undrain { seat } => self.operate(seat, Intent::Undrain),
+            Event::Backup => self.saved = Some((self.common.hub.copy(), now)),
+            Event::Recover { marks } => self.recover(marks).await?,
             Event::Crash { seat, places } => {
                 let seat = seat % count;
                 if self.jumped_until[seat] <= now
@@ -145,6 +185,8 @@ impl World {
         };
         match &intent {
             Intent::Rotate { allow_unpropagated: true, .. } => _ = self.records.emergencies.insert(document, now),
+            Intent::Rotate { confirm_algorithm: Some(_), .. } => _ = self.records.confirmed.insert(document),
+            Intent::Drain => _ = self.records.drains.insert(document),
             Intent::Compromise => {
                 self.records.compromised.insert(document.clone());
                 self.records.emergencies.insert(document, now);
@@ -156,12 +198,12 @@ impl World {
             }
             _ => {}
         }
-        let (what, notes, keyset) = (format!("{intent:?}"), self.notes.clone(), keyset.to_owned());
+        let (what, notes, from) = (format!("{intent:?}"), self.notes.clone(), self.source(seat, keyset));
         let (actor, reason) = ("sim".to_owned(), Some("simulation".to_owned()));
         let request = Request { intent, actor, reason, dry_run: false, if_generation: None, idempotency: None };
         tokio::spawn(async move {
             let answer = engine.command(&cell, request).await.map_err(|error| error.to_string());
-            notes.lock().unwrap().push(Note::Answer { seat, keyset, what, answer });
+            notes.lock().unwrap().push(Note::Answer { from, what, answer });
         });
     }
 
@@ -179,13 +221,20 @@ impl World {
         }
     }
 
-    fn configure(&mut self, seat: usize, policy: usize) {
+    /// Applications ask for tokens all the time, and a remote signature may take longer than a revocation.
+    async fn ask_meanwhile(&mut self) -> Result<(), String> {
+        if self.setup.is_remote { self.sign(true).await } else { Ok(()) }
+    }
+
+    fn configure(&mut self, seat: usize, change: impl FnOnce(&mut Policy)) {
         let seat = seat % self.seats.len();
         if !self.seats[seat].writes() {
             return;
         }
-        let policy = &self.setup.policies[policy];
-        let declared: Vec<_> = KEYSETS.iter().take(self.setup.keysets).map(|keyset| declare(keyset, policy)).collect();
+        self.configured_at = self.now();
+        let mut policy = (*self.seats[seat].declared[0].policy).clone();
+        change(&mut policy);
+        let declared: Vec<_> = KEYSETS.iter().take(self.setup.keysets).map(|keyset| declare(keyset, &policy)).collect();
         self.seats[seat].declared.clone_from(&declared);
         if let Some(engine) = self.seats[seat].engine().cloned() {
             tokio::spawn(async move {
@@ -236,6 +285,67 @@ impl World {
         Ok(())
     }
 
+    /// The machine is lost and its store with it; what is left is a copy, and what verifiers are served.
+    async fn recover(&mut self, marks: bool) -> Result<(), String> {
+        let now = self.now();
+        let Some((older, made_at)) = self.saved.take() else { return Ok(()) };
+        let Some(served) = self.seats[0].serve(now)? else { return Ok(()) };
+        // Revocations and longer lives that nobody remembers are lost, and nobody promises anything else.
+        let forgets = self.configured_at >= made_at || self.records.revoked.values().any(|(_, at)| *at >= made_at);
+        if forgets || self.jumped_until[0] > now {
+            return Ok(());
+        }
+        self.fall(0, RESTORED_AFTER);
+        self.look_around()?;
+        self.stats.recovered += 1;
+        self.tell(|| format!("a copy of {made_at} ms takes the place of the store, with its marks: {marks}"));
+        match marks {
+            true => self.common.hub.restore(&older),
+            false => self.common.hub.restore_records(&older),
+        }
+        self.go_back()?;
+        let keys = served.keys.iter().map(|id| pair(*id)).map(|pair| ServedKey {
+            kid: pair.kid.clone(),
+            algorithm: pair.algorithm(),
+            public: pair.public.clone(),
+        });
+        let served = BTreeMap::from([(Name::parse(KEYSETS[0]).unwrap(), keys.collect::<Vec<_>>())]);
+        let request = RecoveryRequest {
+            evidence: &[],
+            served: &served,
+            lose_newer: false,
+            dry_run: false,
+            actor: "sim",
+            reason: None,
+            now: BEGINNING + Span::from_millis(now + self.seats[0].ahead.load(Relaxed)),
+        };
+        let recovered = recover_store(self.seats[0].store_of_an_operator(&self.common), &self.seals(), &request).await;
+        let recovered = recovered.map_err(|error| format!("the store cannot be recovered: {error}"))?;
+        self.tell(|| recovered.keysets.iter().map(|keyset| told(&keyset.recovered)).collect());
+        self.common.hub.written();
+        self.go_back()
+    }
+
+    /// The oracle goes on from what is stored now.
+    fn go_back(&mut self) -> Result<(), String> {
+        let now = self.now();
+        for (document, bytes) in self.common.hub.keyrings() {
+            self.records.begin_again(&document, &bytes, now)?;
+        }
+        let with_private =
+            |record: &Record| record.keys.values().filter(|key| key.has_private).map(|key| key.id).collect::<Vec<_>>();
+        let kept: BTreeSet<KeyId> = self.records.all().flat_map(|(_, record)| with_private(record)).collect();
+        self.lost.extend(self.common.kms.go_back(&kept));
+        self.lost_until = now;
+        let live = |key: &KeyId| self.records.find(*key).is_some_and(|(_, kept)| !kept.state.has_ended());
+        self.ended_at.retain(|key, _| !live(key));
+        Ok(())
+    }
+
+    fn seals(&self) -> [Arc<dyn KeyEncryptionKey>; 1] {
+        [self.common.seal.clone()]
+    }
+
     /// Everything is put right.
     pub fn heal(&mut self) -> Result<(), String> {
         self.tell(|| "everything is put right".to_owned());
@@ -266,6 +376,19 @@ impl World {
         for seat in (0..self.seats.len()).filter(|seat| self.seats[*seat].writes()).collect::<Vec<_>>() {
             for keyset in KEYSETS.iter().take(self.setup.keysets) {
                 self.operate_on(seat, keyset, Intent::Resume);
+                if self.records.drained.contains_key(&World::document(keyset)) {
+                    self.operate_on(seat, keyset, Intent::Undrain);
+                }
+            }
+        }
+    }
+
+    /// An operator looks what waits for a word, and gives it.
+    pub fn confirm(&mut self) {
+        let Some(seat) = (0..self.seats.len()).find(|seat| self.seats[*seat].writes()) else { return };
+        for keyset in KEYSETS.iter().take(self.setup.keysets) {
+            if self.records.waits_for_a_word(&World::document(keyset)) {
+                self.operate_on(seat, keyset, CONFIRM);
             }
         }
     }
@@ -273,20 +396,27 @@ impl World {
     pub fn heed(&mut self, note: Note) -> Result<(), String> {
         let now = self.now();
         match note {
-            Note::Signed { seat, keyset, issued } => self.signed(seat, &keyset, issued),
-            Note::Answer { seat, keyset, what, answer } => {
+            Note::Signed { from, shown, at, issued } => self.signed(&from, (shown, at), issued),
+            Note::Answer { from, what, answer } => {
+                let Source { seat, process, keyset } = from;
                 let told = match &answer {
                     Ok(outcome) => outcome.changes.iter().map(|c| format!("{} {} ", c.serial, c.to)).collect(),
                     Err(error) => error.clone(),
                 };
                 self.tell_of(seat, || format!("answers {keyset} {what}: {told}"));
                 let Ok(outcome) = answer else { return Ok(()) };
+                let revoked = outcome.changes.iter().filter(|change| change.to == KeyState::Revoked);
+                let revoked: Vec<KeyId> = revoked.filter_map(|change| id_of(change.kid.as_str())).collect();
+                if !revoked.is_empty() && process == self.seats[seat].number() {
+                    self.stats.raced += self.seats[seat].under_way.load(Relaxed);
+                }
+                self.answered.extend(revoked.into_iter().map(|key| (seat, process, key)));
                 let Some(until) = outcome.exposure.as_ref().and_then(|exposure| exposure.until) else { return Ok(()) };
                 let ahead = self.seats[seat].ahead.load(Relaxed);
                 let until = until.as_millis() - BEGINNING.as_millis() - ahead;
                 for change in outcome.changes.iter().filter(|change| change.to == KeyState::Revoked) {
                     self.stats.revocations += 1;
-                    if let Some(key) = crate::keys::id_of(change.kid.as_str()) {
+                    if let Some(key) = id_of(change.kid.as_str()) {
                         self.at(until + 1, Due::Exposure { key, revoked_at: now });
                     }
                 }
@@ -294,4 +424,9 @@ impl World {
             }
         }
     }
+}
+
+fn told(recovered: &Recovered) -> String {
+    let Recovered { kept, revoked, waiting, .. } = recovered;
+    format!("recovered: kept {}, revoked {}, waiting {}", kept.len(), revoked.len(), waiting.len())
 }

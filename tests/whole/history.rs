@@ -1,6 +1,7 @@
 //! A history: what is installed, who verifies, and everything that will happen, drawn before it begins, so that a part of
 //! it can be left out to see whether the rest still fails.
 
+use jwksd::aws_kms::AWS_KMS;
 use jwksd::engine::ReplicaRole;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
@@ -43,6 +44,28 @@ pub enum Event {
     Configure {
         seat: usize,
         policy: usize,
+    },
+    /// The configuration wants another algorithm, or the first one again.
+    Algorithm {
+        seat: usize,
+        other: bool,
+    },
+    /// A rotation that confirms the algorithm of whatever waits.
+    Confirm {
+        seat: usize,
+    },
+    Drain {
+        seat: usize,
+    },
+    Undrain {
+        seat: usize,
+    },
+    /// The store of a single process is copied.
+    Backup,
+    /// Only that copy is left, and `jwksd recover` is told what verifiers are served. Its marks of what was seen go back
+    /// with it, or say that there was more.
+    Recover {
+        marks: bool,
     },
     /// The process dies at the await after so many, and comes back later.
     Crash {
@@ -103,6 +126,9 @@ pub enum Event {
         lasts: i64,
     },
 }
+
+/// Where the randomness of changes in several steps begins.
+const CHANGES: u64 = 0xc4a9;
 
 /// What stays the same for a whole history.
 #[derive(Clone, Debug)]
@@ -177,9 +203,14 @@ impl History {
             (330, Event::Configure { seat: 0, policy: 1 }),
             (400, Event::Revoke { seat: 0, which: Some(1) }),
             (470, Event::Compromise { seat: 0 }),
+            (600, Event::Algorithm { seat: 0, other: true }),
+            (640, Event::Confirm { seat: 0 }),
+            (720, Event::Confirm { seat: 0 }),
+            (760, Event::Drain { seat: 0 }),
+            (770, Event::Undrain { seat: 0 }),
         ];
         history.events = events.into_iter().map(|(part, event)| (every * part / 100, event)).collect();
-        history.lasts = every * 6;
+        history.lasts = every * 9;
         history
     }
 
@@ -195,6 +226,7 @@ impl History {
         let mut events: Vec<(i64, Event)> = (0..faults)
             .map(|_| (1 + i64::try_from(random.below(lasts.unsigned_abs())).unwrap(), draw_event(&setup, &mut random)))
             .collect();
+        events.extend(draw_change(&setup, lasts, every));
         events.sort_by_key(|(at, _)| *at);
         History { setup, events, lasts }
     }
@@ -230,6 +262,41 @@ fn draw_event(setup: &Setup, random: &mut Random) -> Event {
     }
 }
 
+/// Changes of the installation that take several steps, in some of the histories. They are drawn from a sequence of their
+/// own: what else happens does not depend on them.
+fn draw_change(setup: &Setup, lasts: i64, every: i64) -> Vec<(i64, Event)> {
+    let mut random = Random::new(setup.seed ^ CHANGES);
+    let kind = random.below(16);
+    let mut some = |most: i64| i64::try_from(random.below(most.max(1).unsigned_abs())).unwrap();
+    let begin = every + some(lasts - 3 * every);
+    // The first of the replicas writes; what is left over of its number says which keyset.
+    let first_of = |keyset: usize| keyset * setup.roles.len();
+    match kind {
+        0..=3 => {
+            let mut events = Vec::new();
+            let back = begin + some(3 * every);
+            for (at, other) in [(begin, true), (back, false)].into_iter().take(1 + usize::from(kind > 1)) {
+                let seats = (0..setup.roles.len()).map(|seat| (at + some(3_000), Event::Algorithm { seat, other }));
+                events.extend(seats.collect::<Vec<_>>());
+                for keyset in 0..setup.keysets {
+                    let times = [some(every), some(2 * every), some(2 * every)];
+                    events.extend(times.map(|after| (at + after, Event::Confirm { seat: first_of(keyset) })));
+                }
+            }
+            events
+        }
+        4 | 5 => {
+            let (keyset, ends) = (some(16) as usize % setup.keysets, begin + some(2 * every));
+            let seat = first_of(keyset);
+            vec![(begin, Event::Drain { seat }), (ends, Event::Undrain { seat })]
+        }
+        6 | 7 if setup.is_single && !setup.is_remote && setup.keysets == 1 => {
+            vec![(begin, Event::Backup), (begin + some(3 * every), Event::Recover { marks: kind == 7 })]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Mostly as far as may be.
 pub fn ahead(setup: &Setup, random: &mut Random) -> i64 {
     match random.below(4) {
@@ -240,6 +307,11 @@ pub fn ahead(setup: &Setup, random: &mut Random) -> i64 {
 }
 
 impl Setup {
+    /// Its KMS is an account of AWS KMS, used by the daemon's own backend, and it signs remotely.
+    pub fn is_account(&self) -> bool {
+        self.is_remote && self.seed.is_multiple_of(2)
+    }
+
     fn draw(seed: u64, mix: Mix, random: &mut Random) -> Setup {
         let is_single = match mix {
             Mix::Rotations => random.below(16) > 0,
@@ -304,7 +376,7 @@ impl Setup {
                 probes: Vec::new(),
             },
             algorithm: Algorithm::Es256,
-            backend: kms::NAME.to_owned(),
+            backend: if self.is_account() { AWS_KMS } else { kms::NAME }.to_owned(),
             rotation: RotationPolicy {
                 schedule: Schedule::Every(Span::SECOND),
                 propagation: Span::ZERO,

@@ -1,6 +1,6 @@
 //! A KMS: an inventory of keys that outlives every process, and the ways in which it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,12 +12,21 @@ use jwksd::backend::{
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
 
-use crate::keys::{KeyId, Pair, pair};
+use crate::account;
+use crate::keys::{KeyId, Pair, ids_of, pair};
 use crate::life::Life;
 use crate::random::Random;
 
 /// As policies name it.
 pub const NAME: &str = "simulated-kms";
+
+/// Whose keys nobody may touch.
+pub const FOREIGN: &str = "foreign";
+
+/// One in so many signatures over the network is slow, and takes up to so long, in milliseconds: three in a row keep the
+/// deadline of a request.
+const SLOW_ONE_IN: u64 = 2;
+const SLOW_MAX: u64 = 600;
 
 /// How a KMS answers while something is wrong with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,10 +57,30 @@ pub struct Entry {
     pub id: KeyId,
     pub keyset: Name,
     pub serial: u64,
-    lineage: String,
+    pub(crate) lineage: String,
     pub destroyed: bool,
     /// True time, in milliseconds.
     pub made_at: i64,
+    /// Those of a key in AWS KMS.
+    pub tags: Vec<(String, String)>,
+    pub disabled: bool,
+}
+
+impl Entry {
+    pub(crate) fn new(id: KeyId, keyset: Name, serial: u64, lineage: &str, made_at: i64) -> Entry {
+        let lineage = lineage.to_owned();
+        Entry { id, keyset, serial, lineage, destroyed: false, made_at, tags: Vec::new(), disabled: false }
+    }
+
+    fn is_of(&self, identity: &KeyIdentity) -> bool {
+        (&self.keyset, self.serial, &self.lineage) == (&identity.keyset, identity.serial, &identity.lineage)
+    }
+
+    /// Whether both were made for the same serial; only one of them can be used for it.
+    pub fn is_twin_of(&self, other: &Entry) -> bool {
+        self.id != other.id
+            && (&self.keyset, self.serial, &self.lineage) == (&other.keyset, other.serial, &other.lineage)
+    }
 }
 
 pub struct Kms {
@@ -59,31 +88,38 @@ pub struct Kms {
     well: tokio::sync::Notify,
     /// Signatures are made over the network, and are real.
     pub is_remote: bool,
+    /// It is an account of AWS KMS.
+    pub is_account: bool,
 }
 
-struct Inventory {
-    entries: BTreeMap<KeyId, Entry>,
-    next: KeyId,
+pub(crate) struct Inventory {
+    pub(crate) entries: BTreeMap<KeyId, Entry>,
+    /// Names of keys in AWS KMS.
+    pub(crate) aliases: BTreeMap<String, KeyId>,
     mood: Mood,
     random: Random,
     /// What was asked to be destroyed since the oracle last looked.
     destroyed: Vec<KeyId>,
     wrongs: Vec<String>,
     loses: bool,
+    /// Of signatures alone.
+    pace: Random,
 }
 
 impl Kms {
-    pub fn new(random: Random, is_remote: bool) -> Arc<Self> {
+    /// `pace` says how long signatures take.
+    pub fn new(random: Random, pace: Random, is_remote: bool, is_account: bool) -> Arc<Self> {
         let inventory = Inventory {
             entries: BTreeMap::new(),
-            next: 0,
+            aliases: BTreeMap::new(),
             mood: Mood::Well,
             random,
             destroyed: Vec::new(),
             wrongs: Vec::new(),
             loses: false,
+            pace,
         };
-        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote })
+        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote, is_account })
     }
 
     pub fn set_mood(&self, mood: Mood) {
@@ -102,10 +138,30 @@ impl Kms {
     /// Somebody else's keys, which nobody may touch.
     pub fn add_foreign(&self) {
         let mut inventory = self.inventory();
-        let id = inventory.take_id();
-        let keyset = Name::parse("foreign").unwrap();
-        let entry = Entry { id, keyset, serial: 1, lineage: "foreign".to_owned(), destroyed: false, made_at: 0 };
-        inventory.entries.insert(id, entry);
+        let id = inventory.take_id(Algorithm::Es256);
+        let keyset = Name::parse(FOREIGN).unwrap();
+        inventory.insert(Entry::new(id, keyset, 1, FOREIGN, 0));
+    }
+
+    pub fn is_foreign(&self, id: KeyId) -> bool {
+        self.inventory().entries.get(&id).is_some_and(|entry| entry.keyset.as_str() == FOREIGN)
+    }
+
+    /// The store went back to an older copy, and with it the private keys that live there: `kept` are those that it names.
+    /// Which others are left, of which nobody knows any more.
+    pub fn go_back(&self, kept: &BTreeSet<KeyId>) -> BTreeSet<KeyId> {
+        let mut inventory = self.inventory();
+        let mut lost = BTreeSet::new();
+        for entry in inventory.entries.values_mut().filter(|entry| entry.keyset.as_str() != FOREIGN) {
+            match kept.contains(&entry.id) {
+                true => entry.destroyed = false,
+                false => {
+                    entry.lineage = "lost".to_owned();
+                    lost.insert(entry.id);
+                }
+            }
+        }
+        lost
     }
 
     /// From now on it forgets some of what it makes.
@@ -143,40 +199,59 @@ impl Kms {
 }
 
 impl Inventory {
-    fn take_id(&mut self) -> KeyId {
-        self.next += 1;
-        self.next - 1
+    pub(crate) fn take_id(&mut self, algorithm: Algorithm) -> KeyId {
+        let ids = ids_of(algorithm);
+        self.entries.range(ids.clone()).next_back().map_or(ids.start, |(last, _)| last + 1)
+    }
+
+    fn find(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Option<&Entry> {
+        let of = |entry: &&Entry| entry.is_of(identity) && pair(entry.id).algorithm() == algorithm;
+        self.entries.values().find(of)
+    }
+
+    /// Somebody asks for a key; what arrives late was asked for before.
+    fn asked(&mut self, identity: &KeyIdentity, algorithm: Algorithm) {
+        if self.find(identity, algorithm).is_some_and(|entry| entry.destroyed) {
+            self.wrongs.push(format!("serial {} is asked for again after it was destroyed", identity.serial));
+        }
     }
 
     /// Makes the key, or finds the one that was made for it before.
-    fn create(&mut self, identity: &KeyIdentity, now: i64) -> KeyId {
-        let of = |entry: &&Entry| {
-            entry.keyset == identity.keyset && entry.serial == identity.serial && entry.lineage == identity.lineage
-        };
-        if let Some(entry) = self.entries.values().find(of) {
-            if entry.destroyed {
-                self.wrongs.push(format!("serial {} is asked for again after it was destroyed", identity.serial));
-            }
+    fn create(&mut self, identity: &KeyIdentity, algorithm: Algorithm, now: i64) -> KeyId {
+        if let Some(entry) = self.find(identity, algorithm) {
             return entry.id;
         }
-        let id = self.take_id();
-        let (keyset, lineage) = (identity.keyset.clone(), identity.lineage.clone());
-        let entry = Entry { id, keyset, serial: identity.serial, lineage, destroyed: false, made_at: now };
-        let entry = Entry { destroyed: self.loses && id % 5 == 4, ..entry };
-        self.entries.insert(id, entry);
+        let id = self.take_id(algorithm);
+        let entry = Entry::new(id, identity.keyset.clone(), identity.serial, &identity.lineage, now);
+        self.insert(Entry { destroyed: self.loses && id % 5 == 4, ..entry });
         id
     }
 
-    fn destroy(&mut self, id: KeyId) {
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        self.entries.insert(entry.id, entry);
+    }
+
+    pub(crate) fn destroy(&mut self, id: KeyId) {
         if let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.destroyed) {
             entry.destroyed = true;
             self.destroyed.push(id);
         }
     }
 
-    fn signs(&self, id: KeyId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| !entry.destroyed)
+    /// How long a signature takes.
+    fn takes(&mut self) -> Duration {
+        let slow = self.pace.below(SLOW_ONE_IN) == 0;
+        Duration::from_millis(if slow { self.pace.below(SLOW_MAX) } else { 0 })
     }
+
+    fn signs(&self, id: KeyId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| !entry.destroyed && !entry.disabled)
+    }
+}
+
+/// The key that a stored handle names.
+pub fn id_in(handle: &str) -> Option<KeyId> {
+    handle.parse().ok().or_else(|| account::id_in(handle))
 }
 
 fn failed(operation: &'static str, kind: BackendErrorKind) -> BackendError {
@@ -187,16 +262,22 @@ fn failed(operation: &'static str, kind: BackendErrorKind) -> BackendError {
 pub struct Client {
     kms: Arc<Kms>,
     life: Arc<Life>,
-    truth: crate::life::Truth,
+    pub(crate) truth: crate::life::Truth,
+    /// Nobody else asks it for keys.
+    is_alone: bool,
 }
 
 impl Client {
-    pub fn new(kms: Arc<Kms>, life: Arc<Life>, truth: crate::life::Truth) -> Arc<Self> {
-        Arc::new(Client { kms, life, truth })
+    pub fn new(kms: Arc<Kms>, life: Arc<Life>, truth: crate::life::Truth, is_alone: bool) -> Arc<Self> {
+        Arc::new(Client { kms, life, truth, is_alone })
+    }
+
+    pub(crate) fn hand(&self, id: KeyId) -> Hand {
+        Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() }
     }
 
     /// Does what was asked, now or later, and says what the caller is told.
-    async fn act<T>(
+    pub(crate) async fn act<T>(
         &self,
         operation: &'static str,
         act: impl FnOnce(&mut Inventory) -> T + Send + 'static,
@@ -231,9 +312,13 @@ impl Backend for Client {
         NAME
     }
 
-    async fn create(&self, identity: &KeyIdentity, _: Algorithm) -> Result<CreatedKey, BackendError> {
+    async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
+        // A replica that has not heard of the latest records may ask for what others made and destroyed.
+        if self.is_alone {
+            self.kms.inventory().asked(identity, algorithm);
+        }
         let (identity, now) = (identity.clone(), self.truth.now());
-        let id = self.act("create", move |inventory| inventory.create(&identity, now)).await?;
+        let id = self.act("create", move |inventory| inventory.create(&identity, algorithm, now)).await?;
         let pair = pair(id);
         Ok(CreatedKey { kid: pair.kid.clone(), public: pair.public.clone(), handle: id.to_string() })
     }
@@ -244,7 +329,7 @@ impl Backend for Client {
         if !self.kms.is_remote && !self.kms.inventory().signs(id) {
             return Err(failed("open", BackendErrorKind::NotFound));
         }
-        let hand = Hand { pair: pair(id).clone(), kms: self.kms.clone(), life: self.life.clone() };
+        let hand = self.hand(id);
         Ok(match self.kms.is_remote {
             true => Signer::Remote(Arc::new(hand)),
             false => Signer::Inline(Arc::new(hand)),
@@ -258,7 +343,7 @@ impl Backend for Client {
 }
 
 /// Signs with one key.
-struct Hand {
+pub(crate) struct Hand {
     pair: Arc<Pair>,
     kms: Arc<Kms>,
     life: Arc<Life>,
@@ -274,6 +359,13 @@ impl LocalSigner for Hand {
 #[async_trait]
 impl RemoteSigner for Hand {
     async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        self.sign_as(|is_asked| self.pair.sign(if is_asked { message } else { b"something else" })).await
+    }
+}
+
+impl Hand {
+    /// The signature that `make` makes of what was asked for, or of something else.
+    pub(crate) async fn sign_as(&self, make: impl Fn(bool) -> Vec<u8>) -> Result<Vec<u8>, BackendError> {
         self.life.pass().await;
         self.kms.arrive("sign").await?;
         if !self.kms.inventory().signs(self.pair.id) {
@@ -281,9 +373,13 @@ impl RemoteSigner for Hand {
         }
         match self.kms.mood() {
             Mood::Mute | Mood::Late => pending().await,
-            Mood::Lying => Ok(self.pair.sign(b"something else")),
+            Mood::Lying => Ok(make(false)),
             _ => {
-                let signature = self.pair.sign(message);
+                let signature = make(true);
+                let takes = self.kms.inventory().takes();
+                if !takes.is_zero() {
+                    tokio::time::sleep(takes).await;
+                }
                 self.life.pass().await;
                 Ok(signature)
             }

@@ -2,10 +2,15 @@
 
 use jwksd::store::Document;
 
+use crate::account::CLEANUP_AFTER;
 use crate::audience::Verdict;
 use crate::history;
 use crate::keys::KeyId;
+use crate::kms::FOREIGN;
 use crate::world::{RECOVERY, World};
+
+/// When what is left over in an account of AWS KMS is gone, in milliseconds: old enough, and walked by.
+const CLEANED_UP_AFTER: i64 = CLEANUP_AFTER.as_millis() * 5 / 4 + 2 * RECOVERY;
 
 impl World {
     /// When the product said so, a revoked key is out of every cache of a verifier that forgets by itself.
@@ -13,6 +18,10 @@ impl World {
         let now = self.now();
         // A replica that was cut off may have published the key for longer; it is a stated limit of the promise.
         if self.all_well_since + RECOVERY >= revoked_at || self.newest.is_some() {
+            return Ok(());
+        }
+        // Where every keyset is drained no document is served that could take the place of those in caches.
+        if !self.records.all().any(|(_, record)| record.keys.values().any(|key| !key.state.has_ended())) {
             return Ok(());
         }
         self.stats.exposures += 1;
@@ -38,7 +47,13 @@ impl World {
         }
         let now = self.now();
         for key in self.common.kms.destroyed() {
+            if self.common.kms.is_foreign(key) {
+                return Err(format!("somebody else's key {key} is destroyed"));
+            }
             let Some((_, kept)) = self.records.find(key) else {
+                if self.common.kms.is_account {
+                    continue; // Made, and never claimed.
+                }
                 return Err(format!("key {key} is destroyed, and no record ever named it"));
             };
             let lives = self.lives_until.get(&key).is_some_and(|until| now < *until);
@@ -84,8 +99,9 @@ impl World {
     }
 
     fn judge_inventory(&self, now: i64) -> Result<(), String> {
-        for entry in self.common.kms.entries() {
-            if entry.keyset.as_str() == "foreign" {
+        let entries = self.common.kms.entries();
+        for entry in &entries {
+            if entry.keyset.as_str() == FOREIGN {
                 if entry.destroyed {
                     return Err("somebody else's key was destroyed".to_owned());
                 }
@@ -96,6 +112,11 @@ impl World {
             match (entry.destroyed, kept) {
                 (true, _) if live_record => return Err(format!("key {} is gone and in use", entry.id)),
                 (true, _) => {}
+                _ if self.lost.contains(&entry.id) => {}
+                (false, None) if entry.made_at <= self.lost_until => {}
+                // Made before another algorithm was wanted for the same serial; its name is taken.
+                (false, None) if entries.iter().any(|other| entry.is_twin_of(other)) => {}
+                (false, None) if self.common.kms.is_account && now < entry.made_at + CLEANED_UP_AFTER => {}
                 (false, None) => {
                     return Err(format!(
                         "key {} (serial {}) of {} ms is left over",

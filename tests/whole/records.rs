@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jwksd::store::Document;
 use serde::Deserialize;
 
-use crate::keys::{KeyId, id_of};
+use crate::keys::{KeyId, id_of, pair};
+use crate::kms::id_in;
 
 /// An emergency that no replica could carry on with may last for so long, in milliseconds.
 const EMERGENCY: i64 = 180_000;
@@ -24,6 +25,7 @@ struct Envelope<'a> {
 struct Body<'a> {
     #[serde(borrow)]
     keys: Vec<Entry<'a>>,
+    drained: bool,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +88,7 @@ pub struct Record {
     lineage: String,
     pub generation: u64,
     pub keys: BTreeMap<u64, Kept>,
+    pub drained: bool,
 }
 
 impl Record {
@@ -95,14 +98,15 @@ impl Record {
         for entry in &record.body.keys {
             let id = id_of(&entry.kid).ok_or_else(|| format!("{} was never made", entry.kid))?;
             let state = State::of(&entry.state).ok_or_else(|| format!("a state {}", entry.state))?;
-            let handle = entry.private.as_ref().map(|private| private.handle.parse::<KeyId>());
-            if handle.is_some_and(|handle| handle != Ok(id)) {
+            let handle = entry.private.as_ref().map(|private| id_in(&private.handle));
+            if handle.is_some_and(|handle| handle != Some(id)) {
                 return Err(format!("{} has the handle of another key", entry.kid));
             }
             let has_private = entry.private.is_some();
             keys.insert(entry.serial, Kept { id, state, early: entry.unpropagated, has_private });
         }
-        Ok(Record { lineage: record.lineage.into_owned(), generation: record.generation, keys })
+        let (lineage, drained) = (record.lineage.into_owned(), record.body.drained);
+        Ok(Record { lineage, generation: record.generation, keys, drained })
     }
 
     pub fn active(&self) -> Option<KeyId> {
@@ -114,6 +118,8 @@ impl Record {
 #[derive(Clone, Copy, Debug)]
 pub struct Promotion {
     pub to: KeyId,
+    /// The former key was of another algorithm.
+    pub changes_algorithm: bool,
 }
 
 /// Every keyring that was ever stored.
@@ -134,8 +140,16 @@ pub struct Records {
     pub emergencies: BTreeMap<Document, i64>,
     /// By keyset: how many there were, and when the last one was.
     pub promotions: BTreeMap<Document, (u64, i64)>,
+    /// Somebody asked for their end.
+    pub drains: BTreeSet<Document>,
+    /// Those that have ended, and since which generation.
+    pub drained: BTreeMap<Document, u64>,
+    /// Somebody said that verifiers can follow a change of algorithm.
+    pub confirmed: BTreeSet<Document>,
     /// Every key that ever signed.
     signed: BTreeSet<KeyId>,
+    /// The key of each keyset that signed last.
+    signed_last: BTreeMap<Document, KeyId>,
     /// Every key that was ever stored.
     pub known: BTreeSet<KeyId>,
 }
@@ -151,6 +165,15 @@ impl Records {
 
     pub fn generation(&self, document: &Document) -> u64 {
         self.stored.get(document).map_or(0, |record| record.generation)
+    }
+
+    /// Whether keys of another algorithm than the one that signs wait.
+    pub fn waits_for_a_word(&self, document: &Document) -> bool {
+        let (Some(record), Some(last)) = (self.stored.get(document), self.signed_last.get(document)) else {
+            return false;
+        };
+        let waits = |key: &Kept| matches!(key.state, State::Pending | State::Standby);
+        record.keys.values().any(|key| waits(key) && pair(key.id).algorithm() != pair(*last).algorithm())
     }
 
     /// Where the record of a key is, and what it says.
@@ -174,7 +197,48 @@ impl Records {
         if let Some((serial, key)) = lost {
             return Err(format!("{document}: serial {serial} vanishes while it is {:?}", key.state));
         }
+        self.judge_end(document, &next, &before)?;
         self.judge_active(document, &next, &before, at)
+    }
+
+    /// An operator put an older history in the place of this one: what it says is taken as it is.
+    pub fn begin_again(&mut self, document: &Document, bytes: &[u8], at: i64) -> Result<(), String> {
+        let record = Record::parse(bytes)?;
+        self.serials.retain(|(of, ..), _| of != document);
+        for (serial, key) in &record.keys {
+            self.known.insert(key.id);
+            self.serials.insert((document.clone(), record.lineage.clone(), *serial), key.id);
+            if key.state == State::Revoked {
+                self.revoked.entry(key.id).or_insert((record.generation, at));
+                self.emergencies.insert(document.clone(), at);
+            }
+        }
+        if let Some(active) = record.active() {
+            self.signed.insert(active);
+            self.signed_last.insert(document.clone(), active);
+        }
+        self.drained.remove(document);
+        if record.drained {
+            self.drained.insert(document.clone(), record.generation);
+        }
+        self.stored.insert(document.clone(), record);
+        Ok(())
+    }
+
+    /// Keysets end when somebody says so, and then nothing of them signs.
+    fn judge_end(&mut self, document: &Document, next: &Record, before: &Record) -> Result<(), String> {
+        if !next.drained {
+            self.drained.remove(document);
+            return Ok(());
+        }
+        if !before.drained {
+            self.drained.insert(document.clone(), next.generation);
+        }
+        match next.active() {
+            _ if !self.drains.contains(document) => Err(format!("{document}: it ends, and nobody asked for that")),
+            Some(key) => Err(format!("{document}: key {key} signs for a keyset that is drained")),
+            None => Ok(()),
+        }
     }
 
     fn judge_key(
@@ -217,7 +281,7 @@ impl Records {
         let active: Vec<Kept> = next.keys.values().filter(|key| key.state == State::Active).copied().collect();
         let was = before.active();
         match active[..] {
-            [] if was.is_some_and(|id| !self.revoked.contains_key(&id)) => {
+            [] if was.is_some_and(|id| !self.revoked.contains_key(&id)) && !next.drained => {
                 Err(format!("{document}: key {was:?} stops signing and nobody follows"))
             }
             [] => Ok(None),
@@ -233,7 +297,15 @@ impl Records {
                         return Err(format!("{document}: key {} signs early, and nobody asked for that", key.id));
                     }
                 }
-                Ok(Some(Promotion { to: key.id }))
+                let former = self.signed_last.insert(document.clone(), key.id);
+                let changes = former.is_some_and(|former| pair(former).algorithm() != pair(key.id).algorithm());
+                if changes && begins && !self.confirmed.remove(document) {
+                    return Err(format!(
+                        "{document}: key {} signs with another algorithm, and nobody confirmed it",
+                        key.id
+                    ));
+                }
+                Ok(Some(Promotion { to: key.id, changes_algorithm: changes }))
             }
             _ => Err(format!("{document}: two keys sign")),
         }

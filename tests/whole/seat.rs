@@ -1,11 +1,13 @@
 //! Where one replica runs: its machine's clock, what it remembers, its way to the store, and its process while there is one.
 //! The process runs the daemon's own tasks: one per keyset, the heartbeat, and those that follow a shared store.
 
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use jwksd::app::leftovers::clean_up;
 use jwksd::backend::Backend;
+use jwksd::backend::aws_kms::AwsKmsBackend;
 use jwksd::clock::{Clock, TrustedClock};
 use jwksd::engine::{Declared, Engine, JwksDocument, KeysetCell, ReplicaRole, Settings};
 use jwksd::keyring::name::Name;
@@ -19,6 +21,7 @@ use jwksd::store::split::Split;
 use jwksd::telemetry::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
+use crate::account::CLEANUP_AFTER;
 use crate::audience::Served;
 use crate::kms::{Client, Kms};
 use crate::life::{Doom, Life, Machine, StoreClock, Truth};
@@ -46,6 +49,10 @@ pub struct Seat {
     pub way: Arc<Way>,
     pub declared: Vec<Declared>,
     pub process: Option<Process>,
+    /// Requests for signatures that were not answered yet.
+    pub under_way: Arc<AtomicU64>,
+    /// Processes that there were.
+    starts: u64,
     own: Arc<Shelf>,
     random: Random,
     /// What was served last, as bytes and as read.
@@ -80,6 +87,8 @@ impl Seat {
             way: Way::new(number, random.fork()),
             declared: Vec::new(),
             process: None,
+            under_way: Arc::default(),
+            starts: 0,
             own,
             random,
             served: None,
@@ -117,6 +126,8 @@ impl Seat {
             let booted = boot.run().await;
             let _ = slot.set(booted);
         });
+        self.starts += 1;
+        self.under_way = Arc::default();
         self.process = Some(Process { life, engine });
     }
 
@@ -130,8 +141,19 @@ impl Seat {
         self.stopped_until.store(0, Relaxed);
     }
 
+    /// Which process there is, or was last.
+    pub fn number(&self) -> u64 {
+        self.starts
+    }
+
     pub fn lose_memory(&mut self) {
         self.own.forget_everything();
+    }
+
+    /// The store as an operator on this machine has it, while no process runs.
+    pub fn store_of_an_operator(&self, common: &Common) -> Arc<dyn Store> {
+        let life = Life::begin(Doom::at(0), common.truth, Arc::default());
+        Port::new(common.hub.clone(), Way::new(self.way.who, Random::new(0)), life, false)
     }
 
     pub fn engine(&self) -> Option<&Arc<Engine>> {
@@ -177,6 +199,8 @@ pub fn declare(keyset: &str, policy: &Policy) -> Declared {
 /// Listeners open no later than this, whatever a backend does (DESIGN §5).
 const OPEN_WITHIN: Duration = Duration::from_secs(2);
 
+const DELETION_WINDOW_DAYS: u8 = 7;
+
 /// What a start does, as the composition root does it.
 struct Boot {
     common: Common,
@@ -193,7 +217,9 @@ impl Boot {
     async fn run(self) -> Result<Arc<Engine>, String> {
         let ledger = Arc::new(self.open().await?);
         let clock = Arc::new(TrustedClock::new(self.machine.clone(), self.common.skew));
-        let client: Arc<dyn Backend> = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth);
+        let client = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth, self.common.is_single);
+        let account = self.account(client.clone(), &ledger);
+        let backend = account.clone().map_or(client as Arc<dyn Backend>, |account| account);
         let settings = Settings {
             sign_deadline: Span::from_secs(2),
             audit_signatures: false,
@@ -202,7 +228,7 @@ impl Boot {
             publishes: true,
         };
         let metrics = Arc::new(Metrics::new());
-        let engine = Engine::with_entropy(clock, ledger, [client], None, metrics, settings, self.entropy.clone());
+        let engine = Engine::with_entropy(clock, ledger, [backend], None, metrics, settings, self.entropy.clone());
         let declared = if self.role == ReplicaRole::Signer { &[][..] } else { &self.declared };
         engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
         let mut begin = tokio::spawn(begin(engine.clone()));
@@ -213,11 +239,21 @@ impl Boot {
         engine.schedule();
         let cancel = CancellationToken::new();
         tokio::spawn(engine.clone().beat(cancel.clone()));
+        if let Some(account) = account {
+            tokio::spawn(clean_up(engine.clone(), account, cancel.clone()));
+        }
         if engine.is_shared() {
             tokio::spawn(engine.clone().follow(cancel.clone()));
             tokio::spawn(engine.clone().attend(cancel));
         }
         Ok(engine)
+    }
+
+    /// The backend that keeps keys in AWS KMS, where that is where they are.
+    fn account(&self, client: Arc<Client>, ledger: &Ledger) -> Option<Arc<AwsKmsBackend>> {
+        let clock = self.machine.clone();
+        let make = || AwsKmsBackend::new(client, ledger.keys(), clock, DELETION_WINDOW_DAYS, CLEANUP_AFTER);
+        self.common.kms.is_account.then(|| Arc::new(make()))
     }
 
     async fn open(&self) -> Result<Ledger, String> {

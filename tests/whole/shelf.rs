@@ -85,6 +85,16 @@ impl Shelf {
         self.touch(&mut content);
     }
 
+    /// The same of the records alone: whoever saw more still says so.
+    pub fn restore_records(&self, copy: &Copy) {
+        let is_mark = |document: &Document| matches!(document, Document::Seen(_) | Document::SeenInstallation);
+        let mut content = self.content();
+        content.documents.retain(|document, _| is_mark(document));
+        let records = copy.0.documents.iter().filter(|(document, _)| !is_mark(document));
+        content.documents.extend(records.map(|(document, stored)| (document.clone(), stored.clone())));
+        self.touch(&mut content);
+    }
+
     pub fn read(&self, document: &Document) -> Option<Arc<[u8]>> {
         self.content().documents.get(document).map(|(_, bytes)| bytes.clone())
     }

@@ -1,5 +1,7 @@
 //! Applications that ask for tokens, verifiers that are shown them at the moments that matter, and what both may see.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jwksd::engine::{Issued, SignFailure};
@@ -9,7 +11,7 @@ use serde::Deserialize;
 use crate::audience::Verdict;
 use crate::keys::{KeyId, id_of, pair};
 use crate::life::BEGINNING;
-use crate::world::{Due, KEYSETS, Note, RECOVERY, World};
+use crate::world::{Due, KEYSETS, Note, RECOVERY, Source, World};
 
 /// What verifiers read of a token.
 pub struct Token {
@@ -54,18 +56,24 @@ impl World {
             let Some(engine) = self.seats[seat].engine().filter(|_| signs && !stopped).cloned() else { continue };
             for keyset in KEYSETS.iter().take(self.setup.keysets) {
                 let Some(cell) = engine.keyset(keyset) else { continue };
-                let (engine, notes, keyset) = (engine.clone(), self.notes.clone(), (*keyset).to_owned());
+                let (engine, notes, from) = (engine.clone(), self.notes.clone(), self.source(seat, keyset));
+                let (truth, hub, under_way) = (self.truth, self.common.hub.clone(), self.seats[seat].under_way.clone());
                 let work = async move {
+                    under_way.fetch_add(1, Relaxed);
                     let request = parse_request(REQUEST).unwrap();
                     let issued = engine.sign(&cell, &request, None, "sim").await;
                     let issued = issued.map_err(|failure| match &failure {
+                        SignFailure::Drained => (failure.to_string(), Some("drained")),
                         SignFailure::Ours { reason, cause } => {
                             let stated = engine.missing_to_sign().join("; ");
                             (format!("{cause} (stated: {stated})"), Some(reason.as_str()))
                         }
                         other => (other.to_string(), None),
                     });
-                    notes.lock().unwrap().push(Note::Signed { seat, keyset, issued });
+                    let (shown, at) = (cell.snapshot.load().keyring.generation, truth.now());
+                    notes.lock().unwrap().push(Note::Signed { from, shown, at, issued });
+                    under_way.fetch_sub(1, Relaxed);
+                    hub.news.notify_one();
                 };
                 // A remote signature takes time, and a process can die over it.
                 match self.setup.is_remote {
@@ -79,18 +87,19 @@ impl World {
 
     pub fn signed(
         &mut self,
-        seat: usize,
-        keyset: &str,
+        from: &Source,
+        (shown, at): (u64, i64),
         issued: Result<Issued, (String, Option<&'static str>)>,
     ) -> Result<(), String> {
         match issued {
-            Ok(issued) => self.issued(seat, keyset, &issued),
-            Err((why, reason)) => self.not_signed(seat, keyset, &why, reason),
+            Ok(issued) => self.issued(from, (shown, at), &issued),
+            Err((why, reason)) => self.not_signed(from.seat, &from.keyset, &why, reason),
         }
     }
 
-    fn issued(&mut self, seat: usize, keyset: &str, issued: &Issued) -> Result<(), String> {
-        let now = self.now();
+    /// A token left at `now`, when the keyring of generation `shown` was shown.
+    fn issued(&mut self, from: &Source, (shown, now): (u64, i64), issued: &Issued) -> Result<(), String> {
+        let Source { seat, process, ref keyset } = *from;
         let name = self.seats[seat].name.clone();
         let (key, lives) = self.read(&issued.token).map_err(|wrong| format!("{name} signs {wrong}"))?;
         let document = World::document(keyset);
@@ -99,9 +108,14 @@ impl World {
         if lives.1 * 1000 > latest {
             return Err(format!("{name} signs a token that lives until {}", lives.1));
         }
-        let shown = self.seats[seat].cell(keyset).map_or(0, |cell| cell.snapshot.load().keyring.generation);
+        if self.answered.contains(&(seat, process, key)) {
+            return Err(format!("{name} lets out a token of the revoked key {key}, and had answered its revocation"));
+        }
         if self.records.revoked.get(&key).is_some_and(|(generation, _)| *generation <= shown) {
-            return Err(format!("{name} signs with the revoked key {key}"));
+            return Err(format!("{name} lets out a token of the revoked key {key}"));
+        }
+        if self.records.drained.get(&document).is_some_and(|generation| *generation <= shown) {
+            return Err(format!("{name} signs with key {key} for a keyset that is drained"));
         }
         let limit = self.setup.policies.iter().map(|policy| policy.rotation.staleness_limit.as_millis()).max().unwrap();
         let answered = self.seats[seat].way.answered().unwrap_or(0);
@@ -155,7 +169,7 @@ impl World {
         let claims: Claims = serde_json::from_slice(&payload).map_err(|error| error.to_string())?;
         let key = id_of(header.kid).ok_or("with an unknown kid")?;
         let proved = pair(key).verifies(message.as_bytes(), &decode(signature)?, self.setup.is_remote);
-        if !proved || header.alg != "ES256" || claims.nbf > claims.iat || claims.exp <= claims.iat {
+        if !proved || header.alg != pair(key).algorithm().alg() || claims.nbf > claims.iat || claims.exp <= claims.iat {
             return Err(format!("what no verifier takes: {payload:?}"));
         }
         Ok((key, (claims.nbf, claims.exp)))
@@ -176,6 +190,7 @@ impl World {
         let behind = record.is_some_and(|record| shown < record.generation);
         let promoted = self.records.promotions.get(&World::document(keyset)).map_or(now, |(_, at)| *at);
         let excused = match reason {
+            "drained" => record.is_some_and(|record| record.drained) || behind || !long_well,
             "no_active_key" => stated && (!has_active || !long_well || now < promoted + RECOVERY),
             "stale_keyring" => stated && !self.setup.is_single && !long_well,
             "backend_throttled" => self.setup.is_remote && !long_well,

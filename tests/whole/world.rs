@@ -2,7 +2,7 @@
 //! replicas do whatever they want to do; no time passes while any of them is at work.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -38,6 +38,12 @@ pub struct Stats {
     pub crashes: u64,
     pub starts: u64,
     pub restored: u64,
+    pub recovered: u64,
+    /// Changes of algorithm.
+    pub changes: u64,
+    pub drains: u64,
+    /// Signatures under way when a revocation was answered.
+    pub raced: u64,
     pub refusals: u64,
     pub faults: u64,
     pub fetches: u64,
@@ -58,6 +64,10 @@ impl Stats {
             (&mut self.crashes, other.crashes),
             (&mut self.starts, other.starts),
             (&mut self.restored, other.restored),
+            (&mut self.recovered, other.recovered),
+            (&mut self.changes, other.changes),
+            (&mut self.drains, other.drains),
+            (&mut self.raced, other.raced),
             (&mut self.refusals, other.refusals),
             (&mut self.faults, other.faults),
             (&mut self.fetches, other.fetches),
@@ -104,13 +114,33 @@ pub enum Due {
     },
     EverythingHeals,
     Resume,
+    /// Changes of algorithm that wait for a word get it.
+    Confirm,
     End,
 }
 
 /// What came back from a task.
 pub enum Note {
-    Answer { seat: usize, keyset: String, what: String, answer: Result<Outcome, String> },
-    Signed { seat: usize, keyset: String, issued: Result<Issued, (String, Option<&'static str>)> },
+    Answer {
+        from: Source,
+        what: String,
+        answer: Result<Outcome, String>,
+    },
+    /// With the generation of the keyring that was shown when the answer left, and when that was.
+    Signed {
+        from: Source,
+        shown: u64,
+        at: i64,
+        issued: Result<Issued, (String, Option<&'static str>)>,
+    },
+}
+
+/// Who answered: which process on a seat, for which keyset.
+#[derive(Clone)]
+pub struct Source {
+    pub seat: usize,
+    pub process: u64,
+    pub keyset: String,
 }
 
 pub struct World {
@@ -128,6 +158,16 @@ pub struct World {
     /// The newest copy, in whose place an older one is.
     pub newest: Option<Copy>,
     pub backup: Option<Copy>,
+    /// A copy of a single process's store, and when it was made.
+    pub saved: Option<(Copy, i64)>,
+    /// When the configuration was changed last.
+    pub configured_at: i64,
+    /// Keys of histories that were lost, and until when such keys may have been asked for: nobody can know that they are
+    /// left over.
+    pub lost: BTreeSet<KeyId>,
+    pub lost_until: i64,
+    /// Which process answered the revocation of which key.
+    pub answered: BTreeSet<(usize, u64, KeyId)>,
     /// Nothing is wrong with a seat, the store and the KMS since then.
     pub well_since: Vec<i64>,
     pub all_well_since: i64,
@@ -149,6 +189,12 @@ pub struct World {
 
 pub const RECOVERY: i64 = 25_000;
 
+/// Where the randomness of slow signatures begins.
+const PACE: u64 = 0x510e;
+
+/// Between two looks whether a change of algorithm waits, in the end.
+const CONFIRM_EVERY: i64 = 5_000;
+
 impl World {
     /// Plays a history to its end, or to the first promise that is broken.
     pub async fn play(history: &History, doom: Arc<Doom>) -> Ending {
@@ -169,7 +215,7 @@ impl World {
         let error = setup.ahead_max;
         let hub =
             Shelf::new(StoreClock { truth, ahead: AtomicI64::new(if random.below(2) == 0 { error } else { -error }) });
-        let kms = Kms::new(random.fork(), setup.is_remote);
+        let kms = Kms::new(random.fork(), Random::new(setup.seed ^ PACE), setup.is_remote, setup.is_account());
         kms.add_foreign();
         let skew = setup.policies[0].rotation.clock_skew;
         let seal = Arc::new(FileKey::ephemeral());
@@ -195,6 +241,11 @@ impl World {
             notes: Arc::default(),
             newest: None,
             backup: None,
+            saved: None,
+            configured_at: 0,
+            lost: BTreeSet::new(),
+            lost_until: -1,
+            answered: BTreeSet::new(),
             well_since: vec![0; seats.len()],
             all_well_since: 0,
             kms_well_since: 0,
@@ -228,6 +279,7 @@ impl World {
         self.at(history.lasts, Due::EverythingHeals);
         self.at(history.lasts + 6_000, Due::Resume);
         self.at(history.lasts + RECOVERY, Due::Resume);
+        self.at(history.lasts + 6_000, Due::Confirm);
         self.at(history.lasts + 6_000 + 2 * every + 2 * RECOVERY, Due::End);
     }
 
@@ -277,6 +329,10 @@ impl World {
             Due::Exposure { key, revoked_at } => self.judge_exposure(key, revoked_at)?,
             Due::EverythingHeals => self.heal()?,
             Due::Resume => self.resume(),
+            Due::Confirm => {
+                self.confirm();
+                self.at(now + CONFIRM_EVERY, Due::Confirm);
+            }
             Due::End => {
                 self.judge_end()?;
                 self.is_over = true;
@@ -327,7 +383,7 @@ impl World {
     }
 
     /// Who died, what was written, what was answered.
-    fn look_around(&mut self) -> Result<(), String> {
+    pub fn look_around(&mut self) -> Result<(), String> {
         for seat in 0..self.seats.len() {
             let died = self.seats[seat].process.as_ref().is_some_and(|process| process.life.is_dead());
             if died {
@@ -362,7 +418,8 @@ impl World {
                 None => format!("{who} writes generation {generation}"),
             });
             self.note_ended(&written.document);
-            if promoted.is_some() {
+            if let Some(promotion) = promoted {
+                self.stats.changes += u64::from(promotion.changes_algorithm);
                 self.expect_tokens();
             }
         }
@@ -408,6 +465,10 @@ impl World {
             Some(wrong) => Err(wrong),
             None => Ok(looked),
         }
+    }
+
+    pub fn source(&self, seat: usize, keyset: &str) -> Source {
+        Source { seat, process: self.seats[seat].number(), keyset: keyset.to_owned() }
     }
 
     pub fn document(keyset: &str) -> Document {

@@ -243,15 +243,20 @@ impl AwsKmsBackend {
         walk: &mut Walked,
         done: &mut CleanUp,
     ) -> Result<(), BackendError> {
-        let mut patience = Patience::default();
+        let mut left_over = BTreeMap::new();
         for (nonce, owner) in nonces {
-            let Owner::One { arn, ours } = owner else {
-                tracing::warn!(nonce, "several keys have the same tags of ours; clean-up leaves all of them alone");
-                continue;
-            };
-            if !ours || owned.referenced.contains(&arn) {
-                continue;
+            match owner {
+                Owner::One { arn, ours } if ours && !owned.referenced.contains(&arn) => {
+                    left_over.insert(arn, nonce);
+                }
+                Owner::One { .. } => {}
+                Owner::Several => {
+                    tracing::warn!(nonce, "several keys have the same tags of ours; clean-up leaves all of them alone");
+                }
             }
+        }
+        let mut patience = Patience::default();
+        for (arn, nonce) in left_over {
             match self.end(&arn, now, done).await {
                 Ok(ended) => {
                     if ended {
