@@ -19,7 +19,3 @@ pub mod simulation;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;
-
-// Unit tests use what integration tests do.
-#[cfg(test)]
-extern crate self as jwksd;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, Notify, Semaphore};
 
-use super::all::All;
 use super::probes::Probes;
 use super::snapshot::{JwksDocument, KeysetSnapshot, Wanted};
 use crate::keyring::name::Name;
@@ -363,8 +362,8 @@ impl Drop for QueuePlace<'_> {
 pub struct Directory {
     pub keysets: HashMap<Name, Arc<KeysetCell>>,
     /// Keysets in the configuration's order, those gone from it last.
-    pub order: All<Arc<KeysetCell>>,
-    pub issuers: All<Arc<IssuerCell>>,
+    pub order: Vec<Arc<KeysetCell>>,
+    pub issuers: Vec<Arc<IssuerCell>>,
     pub routes: HashMap<String, Route>,
     /// By issuer URL, in the same order: rendering one issuer costs what it has, not what the installation has.
     pub(super) members: HashMap<String, Vec<Arc<KeysetCell>>>,

@@ -1,6 +1,5 @@
 //! Where decisions become effects: keyrings are loaded, planned, carried out, written and shown to requests.
 
-pub mod all;
 #[cfg(test)]
 pub(crate) mod bare;
 pub mod cell;

@@ -153,7 +153,7 @@ impl Seat {
     }
 
     pub fn cells(&self) -> Vec<Arc<KeysetCell>> {
-        self.engine.as_ref().map(|engine| engine.directory().order.to_vec()).unwrap_or_default()
+        self.engine.as_ref().map(|engine| engine.directory().order.clone()).unwrap_or_default()
     }
 
     pub fn keyring(&self, keyset: &str) -> Option<Arc<Keyring>> {

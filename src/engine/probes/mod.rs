@@ -180,7 +180,7 @@ impl Engine {
     pub async fn watch_probes(self: Arc<Self>, fetch: Arc<dyn Fetch>, cancel: CancellationToken) {
         loop {
             let changed = self.reconfigured.notified();
-            let issuers: Vec<_> = self.directory().issuers.to_vec();
+            let issuers: Vec<_> = self.directory().issuers.clone();
             let asked = issuers.iter().filter(|issuer| !issuer.policy.load().probes.is_empty());
             let interval = asked.map(|issuer| interval(&issuer.policy.load())).min();
             // Side by side: an issuer whose probes hang must not thin out the samples of another.
