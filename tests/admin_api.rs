@@ -349,6 +349,8 @@ async fn every_member_of_every_answer_moves_and_is_described() {
     // Only on a standby key that has to wait again: how often one is met here depends on the moment. The examples of
     // tests/keyring_properties see it move.
     constant.push("keyset.keys[].next.not_before");
+    // There is one replica; those of tests/replicas.rs see it move.
+    constant.push("outcome.unconfirmed_replicas");
     constant.extend(["clock.action", "clock.was_frozen", "clock.at", "clock.generation", "reload.action"]);
     constant.extend(["shown-clock.now", "shown-clock.frozen", "shown-clock.generation"]);
     it.seen.assert_two_of_each(&constant);

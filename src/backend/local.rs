@@ -184,8 +184,9 @@ fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     })
 }
 
-/// Of a processor that is wanted by others all the time, such a thread still gets a tenth (sched(7)).
-const GIVING_WAY: i32 = 10;
+/// Of a processor that is wanted by others all the time, such a thread still gets a quarter (sched(7)): after a compromise
+/// signing waits for it.
+const GIVING_WAY: i32 = 5;
 
 /// Tests the pair and seals its private half.
 fn take_in(

@@ -16,7 +16,7 @@ use crate::keyring::time::{Span, Timestamp};
 use crate::random::Entropy;
 use crate::store::ledger::{Alive, LedgerError};
 use crate::store::relay::Relay;
-use crate::store::shared::{LONGEST_REPLICA, Replica, Report};
+use crate::store::shared::{LONGEST_REPLICA, REMEMBERED, Replica, Report};
 
 /// Reports come at least this often, and more often where `publish_lag` is short.
 const INTERVAL_MAX: Span = Span::from_secs(15);
@@ -194,13 +194,15 @@ impl Engine {
 
     /// Who of the others may use a key of `cell` on when it is revoked now: those that were silent for longer than is waited
     /// for, until they would be unready and sign no more, and those that report without having taken up what is older
-    /// than that. `None` where the store does not tell: a revocation does not wait for it.
+    /// than that. `None` where the store does not tell (a revocation does not wait for it), and where nobody is to be named but
+    /// somebody may have been forgotten.
     pub(super) async fn unconfirmed_replicas(&self, cell: &KeysetCell) -> Option<Vec<UnconfirmedReplica>> {
         let keyring = cell.snapshot.load().keyring.clone();
         let (publishing, signing) = (keyring.policy.publishing_limit(), keyring.policy.rotation.staleness_limit);
+        let longest = publishing.max(signing);
         let known = tokio::select! {
             biased;
-            known = self.replicas(publishing.max(signing)) => known.ok()?,
+            known = self.replicas(longest) => known.ok()?,
             () = self.clock.clock().sleep(REVOCATION_WAITS) => return None,
         };
         let now = self.clock.now();
@@ -208,7 +210,8 @@ impl Engine {
             let report = &other.report;
             let publishes = if report.publishes { publishing } else { Span::ZERO };
             let signs = if report.role == ReplicaRole::Manager.as_str() { Span::ZERO } else { signing };
-            let shown = report.generations.get(&cell.name).copied().unwrap_or(0);
+            // Whoever knows nothing of the keyset has another configuration.
+            let shown = report.generations.get(&cell.name).copied().unwrap_or(u64::MAX);
             let lacks = |key: &Key| shown < key.since_generation && key.created_at + known.waited_for < now;
             match other.age > known.waited_for {
                 true => other.age <= publishes.max(signs),
@@ -221,7 +224,17 @@ impl Engine {
             publishes: other.report.publishes,
             generation: other.report.generations.get(&cell.name).copied(),
         });
-        Some(named.collect())
+        let named: Vec<UnconfirmedReplica> = named.collect();
+        (!named.is_empty() || self.remembers_replicas_for(longest)).then_some(named)
+    }
+
+    /// Whether all that reported within `longest` are known: stores forget those that were silent for long, and those that report
+    /// to this process are known since its start.
+    fn remembers_replicas_for(&self, longest: Span) -> bool {
+        match self.shared {
+            true => longest <= REMEMBERED,
+            false => self.presence.relay.get().is_none() || self.was_open_for(longest),
+        }
     }
 
     fn own_report(&self) -> Report {

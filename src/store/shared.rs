@@ -9,6 +9,9 @@ use super::{Digest, Document, Store, StoreError};
 use crate::keyring::name::Name;
 use crate::keyring::time::{Span, Timestamp};
 
+/// Reports are kept for this long, where there are not too many.
+pub const REMEMBERED: Span = Span::DAY;
+
 /// A store that other replicas write and read too.
 #[async_trait]
 pub trait SharedStore: Store {

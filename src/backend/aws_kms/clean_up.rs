@@ -264,6 +264,8 @@ impl AwsKmsBackend {
                     }
                     patience.bear(&arn, Ok(()), done)?;
                 }
+                // The next ones may be allowed: those that are not must not keep the others for good.
+                Err(error) if error.kind == KmsErrorKind::Denied => Patience::default().bear(&arn, Err(error), done)?,
                 Err(error) => patience.bear(&arn, Err(error), done)?,
             }
         }
