@@ -20,6 +20,7 @@ use jwksd::clock::ManualClock;
 use jwksd::engine::{CommandError, ReplicaRole, SignFailure};
 use jwksd::keyring::decide::{Intent, Outcome, Request};
 use jwksd::keyring::record::KeyState;
+use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::store::Document;
 use jwksd::store::memory::MemoryStore;
@@ -218,6 +219,26 @@ async fn a_revocation_names_replicas_that_may_not_hear_of_it() {
     world.pass(LAG).await;
     assert!(!cut.served().unwrap().contains(&kid));
     assert_eq!(rehearse().await, Some(Vec::new()), "it is back");
+}
+
+/// A store forgets after a day who was silent; with more time to propagate, such a replica may still publish.
+#[tokio::test]
+async fn where_replicas_may_have_been_forgotten_a_revocation_does_not_say_that_all_hear_of_it() {
+    let world = World::with(&[ALL, ALL]).await;
+    world.pass(Span::from_secs(20)).await;
+    let first = &world.replicas[0];
+    let answered = async |propagation: Span| {
+        let mut longer = policy();
+        longer.rotation.propagation = propagation;
+        longer.rotation.schedule = Schedule::Every(Span::DAY.times(30));
+        first.engine.configure(&[replica::declare("default", longer)]).await.unwrap();
+        world.tick().await;
+        let intent = Intent::Revoke { serial: first.active().unwrap() };
+        let request = Request { dry_run: true, ..first.request(intent) };
+        first.engine.command(&first.cell(), request).await.unwrap().unconfirmed_replicas.map(|replicas| replicas.len())
+    };
+    assert_eq!(answered(Span::from_secs(20 * 3600)).await, Some(0));
+    assert_eq!(answered(Span::DAY.times(3)).await, None);
 }
 
 #[tokio::test]
