@@ -175,6 +175,17 @@ async fn clean_up_passes_over_a_key_whose_call_fails_and_comes_back_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_that_may_not_be_deleted_do_not_keep_clean_up_from_those_that_may() {
+    let scene = Scene::new().await;
+    for serial in 1..=8 {
+        scene.leftover(serial).await;
+    }
+    scene.proxy.next("ScheduleKeyDeletion", 7, Fault::Deny);
+    let done = scene.clean_up().await;
+    assert_eq!((done.failed, done.scheduled), (7, 1), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clean_up_goes_on_where_it_stopped() {
     let scene = Scene::new().await;
     let leftover = scene.leftover(1).await;
