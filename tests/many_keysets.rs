@@ -3,6 +3,8 @@
 
 #[path = "support/policy.rs"]
 mod policy;
+#[path = "support/starting.rs"]
+mod starting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -105,12 +107,7 @@ async fn costs(keysets: usize) -> [Counts; 3] {
 
 async fn start(store: &Arc<Counting>, seal: &Arc<dyn KeyEncryptionKey>, declared: &[Declared]) -> Arc<Engine> {
     let engine = engine(store, seal, |keys| Arc::new(keys)).await;
-    engine.configure(declared).await.unwrap();
-    engine.resume().await;
-    engine.reconcile_all().await;
-    engine.confirm_created().await.unwrap();
-    engine.opened().await;
-    engine.reconcile_all().await;
+    starting::start(&engine, declared).await;
     engine
 }
 

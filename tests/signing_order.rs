@@ -4,10 +4,13 @@
 
 #[path = "support/policy.rs"]
 mod policy;
+#[path = "support/starting.rs"]
+mod starting;
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream as Writer;
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
 use async_trait::async_trait;
 use jwksd::backend::local::LocalBackend;
@@ -27,7 +30,8 @@ use jwksd::telemetry::metrics::Metrics;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
-/// Local keys whose signatures are noted; those of the keyset `slow` are made in turn.
+/// Local keys whose signatures are noted; those of the keyset `slow` are made in turn, those of `slowest` on
+/// threads.
 struct Noting {
     keys: LocalBackend,
     made: Arc<Made>,
@@ -36,6 +40,8 @@ struct Noting {
 #[derive(Default)]
 struct Made {
     order: Mutex<Vec<&'static str>>,
+    /// Where the last one was made.
+    thread: Mutex<Option<ThreadId>>,
     /// A request that arrives while the first slow signature is made.
     arrives: Mutex<Option<Writer>>,
 }
@@ -49,6 +55,7 @@ struct Noted {
 impl LocalSigner for Noted {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.made.order.lock().unwrap().push(self.what);
+        *self.made.thread.lock().unwrap() = Some(std::thread::current().id());
         if self.what == "slow"
             && let Some(mut arrives) = self.made.arrives.lock().unwrap().take()
         {
@@ -73,6 +80,7 @@ impl Backend for Noting {
         let noted = |what| Arc::new(Noted { signer, made: self.made.clone(), what });
         Ok(match key.identity.keyset.as_str() {
             "slow" => Signer::InTurn(noted("slow")),
+            "slowest" => Signer::Pooled(noted("slowest")),
             _ => Signer::Inline(noted("quick")),
         })
     }
@@ -82,7 +90,7 @@ impl Backend for Noting {
     }
 }
 
-/// An engine with the keysets `slow` and `quick`, which sign.
+/// An engine with the keysets `slow`, `slowest` and `quick`, which sign.
 async fn engine(made: &Arc<Made>, pool_size: usize) -> Arc<Engine> {
     let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
     let trusted = Arc::new(TrustedClock::new(clock, Span::SECOND));
@@ -101,17 +109,12 @@ async fn engine(made: &Arc<Made>, pool_size: usize) -> Arc<Engine> {
         publishes: true,
     };
     let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
-    let declared = ["slow", "quick"].map(|name| {
+    let declared = ["slow", "slowest", "quick"].map(|name| {
         let mut policy = policy::policy(name, &format!("https://example.com/{name}"));
         policy.rotation.bootstrap = Bootstrap::Immediate;
         Declared { name: Name::parse(name).unwrap(), policy: Arc::new(policy), fits: true }
     });
-    engine.configure(&declared).await.unwrap();
-    engine.resume().await;
-    engine.reconcile_all().await;
-    engine.confirm_created().await.unwrap();
-    engine.opened().await;
-    engine.reconcile_all().await;
+    starting::start(&engine, &declared).await;
     engine
 }
 
@@ -154,4 +157,18 @@ async fn what_arrives_during_a_slow_signature_goes_before_the_next_one() {
         let at = order.iter().position(|what| *what == "quick").unwrap();
         assert!(at <= pool_size, "the quick one came after {at} slow ones, where {pool_size} may be under way");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn only_the_slowest_signatures_are_made_on_other_threads() {
+    let made = Arc::new(Made::default());
+    let engine = engine(&made, 1).await;
+    let asking = tokio::spawn(async move {
+        let own = std::thread::current().id();
+        for (keyset, elsewhere) in [("quick", false), ("slow", false), ("slowest", true)] {
+            sign(&engine, keyset).await;
+            assert_eq!(*made.thread.lock().unwrap() != Some(own), elsewhere, "{keyset}");
+        }
+    });
+    asking.await.unwrap();
 }

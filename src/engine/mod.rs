@@ -107,7 +107,7 @@ pub struct Engine {
     /// What this process is to the other replicas of its store.
     role: ReplicaRole,
     /// Signatures that keep a processor for some tenths of a millisecond, one for each processor at a time.
-    busy: tokio::sync::Semaphore,
+    busy: Semaphore,
     /// Lets replicas that began together go apart.
     entropy: Arc<dyn Entropy>,
     /// This process among the replicas: the machine's name and something random.
@@ -228,7 +228,7 @@ impl Engine {
             opening,
             importer,
             directory: ArcSwap::from_pointee(Directory::default()),
-            busy: tokio::sync::Semaphore::new(settings.pool_size),
+            busy: Semaphore::new(settings.pool_size),
             settings: ArcSwap::from_pointee(settings),
             open: AtomicBool::new(false),
             open_since: AtomicI64::new(i64::MIN),

@@ -15,7 +15,7 @@ use crate::unit::values;
 
 /// A cheap algorithm, and one that signs on threads of its own.
 const KEYSETS: &str = "[issuer.main]\nurl = \"https://issuer.example.test\"\n[keyset.main]\nalgorithm = \"ES256\"\n\
-                       [keyset.slow]\nalgorithm = \"RS256\"\n";
+                       [keyset.slow]\nalgorithm = \"RS256\"\nrsa_bits = 3072\n";
 
 #[tokio::test]
 async fn it_allows_what_the_daemon_does() {
