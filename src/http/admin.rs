@@ -650,14 +650,34 @@ impl<'de> Deserialize<'de> for DurationBody {
             Seconds(f64),
             Text(String),
         }
-        let forms = |_| serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
-        match Either::deserialize(deserializer).map_err(forms)? {
+        match Either::deserialize(deserializer) {
             // To JSON 600.0 is the same number as 600.
-            Either::Seconds(seconds) if seconds.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&seconds) => {
+            Ok(Either::Seconds(seconds))
+                if seconds.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&seconds) =>
+            {
                 Ok(DurationBody(Span::from_secs(seconds as i64)))
             }
-            Either::Seconds(_) => Err(forms(serde::de::Error::custom("not whole"))),
-            Either::Text(text) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
+            Ok(Either::Text(text)) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
+            Ok(Either::Seconds(_)) | Err(_) => {
+                Err(serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_seconds_are_a_duration_however_json_writes_them() {
+        let read = |text: &str| serde_json::from_str::<DurationBody>(text).map(|body| body.0).ok();
+        for same in ["600", "600.0", "6e2", "\"10m\""] {
+            assert_eq!(read(same), Some(Span::MINUTE.times(10)), "{same}");
+        }
+        assert_eq!(read("4294967295"), Some(Span::from_secs(4_294_967_295)));
+        for wrong in ["600.5", "-1", "4294967296", "1e300", "true", "null", "\"10\"", "[600]"] {
+            assert_eq!(read(wrong), None, "{wrong}");
         }
     }
 }
