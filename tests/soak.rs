@@ -25,7 +25,7 @@ async fn rotations_under_load_fail_no_request_and_leave_no_file_open() {
     // Between two steps of a rotation a file of the store is open, at most for a moment.
     let fewest = |samples: &[Sample]| samples.iter().map(|sample| sample.open_files).min();
     let (first, last) = soak.samples.split_at(soak.samples.len() / 2);
-    assert_eq!(fewest(first), fewest(last), "open files: {:?}", soak.samples);
+    assert!(fewest(last) <= fewest(first), "files stay open: {:?}", soak.samples);
 }
 
 #[test]

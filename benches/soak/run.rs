@@ -280,9 +280,11 @@ async fn sample(daemon: &Daemon, plan: &Plan, notes: &Notes) -> Outcome<Vec<Samp
     let mut samples = Vec::new();
     while began.elapsed() < plan.length {
         sleep(plan.every).await;
-        // New ones each time: the daemon drops connections that say nothing.
-        let (mut ops, mut public) = (daemon.connect("ops").await?, daemon.connect("public").await?);
+        // New ones each time: the daemon drops connections that say nothing. The second is opened after the metrics were
+        // read: whether the daemon had accepted it by then would be a file more or less.
+        let mut ops = daemon.connect("ops").await?;
         let metrics = String::from_utf8(ops.get("/metrics").await?.ok()?)?;
+        let mut public = daemon.connect("public").await?;
         let mut jwks_bytes = 0;
         for issuer in KEYSETS {
             jwks_bytes += u64::try_from(public.get(&jwks_path(issuer)).await?.ok()?.len())?;
