@@ -650,18 +650,14 @@ impl<'de> Deserialize<'de> for DurationBody {
             Seconds(f64),
             Text(String),
         }
-        match Either::deserialize(deserializer) {
-            // To JSON 600.0 is the same number as 600.
-            Ok(Either::Seconds(seconds))
-                if seconds.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&seconds) =>
-            {
-                Ok(DurationBody(Span::from_secs(seconds as i64)))
-            }
-            Ok(Either::Text(text)) => Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
-            Ok(Either::Seconds(_)) | Err(_) => {
-                Err(serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600"))
-            }
-        }
+        let seconds = match Either::deserialize(deserializer) {
+            Ok(Either::Text(text)) => return Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
+            Ok(Either::Seconds(seconds)) => Span::from_json_seconds(seconds),
+            Err(_) => None,
+        };
+        let span = seconds.filter(|span| span.as_secs() <= i64::from(u32::MAX));
+        let wrong = || serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
+        span.map(DurationBody).ok_or_else(wrong)
     }
 }
 

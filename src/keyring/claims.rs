@@ -758,7 +758,8 @@ fn parse_audiences(aud: Json<'_>) -> Result<Vec<Cow<'_, str>>, ClaimError> {
 fn parse_ttl(ttl: Json<'_>) -> Result<Ttl<'_>, ClaimError> {
     let whole = |span: &Span| span.as_millis() % 1000 == 0;
     let secs = match ttl.kind() {
-        Kind::Number => ttl.whole_number(),
+        // Mostly it is digits alone.
+        Kind::Number => ttl.whole_number().or_else(|| whole_number_of_seconds(ttl)),
         Kind::String => ttl.string().and_then(|text| Span::parse(&text).ok()).filter(whole).map(Span::as_secs),
         Kind::Null | Kind::Bool | Kind::Array | Kind::Object => {
             return Err(malformed("the member `ttl` must be a duration like \"10m\" or a number of seconds"));
@@ -768,6 +769,11 @@ fn parse_ttl(ttl: Json<'_>) -> Result<Ttl<'_>, ClaimError> {
         Some(secs) if secs >= 1 => Ok(Ttl { secs, written: ttl.text() }),
         _ => Err(ClaimError::TtlInvalid { ttl: Quoted::brief(ttl.text()) }),
     }
+}
+
+/// A number with a fraction or an exponent.
+fn whole_number_of_seconds(ttl: Json<'_>) -> Option<i64> {
+    Span::from_json_seconds(ttl.text().parse().ok()?).map(Span::as_secs)
 }
 
 fn parse_typ(typ: Json<'_>) -> Result<Cow<'_, str>, ClaimError> {

@@ -128,6 +128,12 @@ impl Span {
         Self::from_millis(secs.saturating_mul(1000))
     }
 
+    /// Seconds as a JSON number says them, to which 600.0 and 6e2 are the same as 600: `None` for less than zero, and for
+    /// what is not whole.
+    pub fn from_json_seconds(seconds: f64) -> Option<Self> {
+        (seconds.fract() == 0.0 && seconds >= 0.0).then(|| Span::from_secs(seconds as i64))
+    }
+
     pub const fn as_millis(self) -> i64 {
         self.0
     }
