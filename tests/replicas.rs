@@ -221,6 +221,24 @@ async fn a_revocation_names_replicas_that_may_not_hear_of_it() {
     assert_eq!(rehearse().await, Some(Vec::new()), "it is back");
 }
 
+#[tokio::test]
+async fn a_revocation_names_who_crashed_and_not_who_stopped_in_good_order() {
+    let world = World::with(&[ALL, ALL, ALL]).await;
+    world.pass(Span::from_secs(20)).await;
+    let [first, stops, crashes] = &world.replicas[..] else { unreachable!() };
+    stops.engine.take_leave().await;
+    stops.link.set_cut(true);
+    crashes.link.set_cut(true);
+    world.pass(LAG + Span::from_secs(3)).await;
+    let outcome = first.command(Intent::Compromise).await.unwrap();
+    let names: Vec<_> = outcome.unconfirmed_replicas.unwrap().into_iter().map(|replica| replica.name).collect();
+    assert_eq!(names, [crashes.engine.replica()]);
+    // Verifiers remember what it served: that it published, and until when, stays known.
+    let known = first.engine.replicas(Span::MINUTE).await.unwrap().others;
+    let left = known.into_iter().find(|other| other.report.replica == stops.engine.replica()).unwrap().report;
+    assert!(left.publishes && left.stopped && !left.tells, "{left:?}");
+}
+
 /// A store forgets after a day who was silent; with more time to propagate, such a replica may still publish.
 #[tokio::test]
 async fn where_replicas_may_have_been_forgotten_a_revocation_does_not_say_that_all_hear_of_it() {
@@ -255,6 +273,31 @@ async fn a_revocation_names_a_replica_that_is_seen_and_lags() {
     let outcome = first.command(Intent::Compromise).await.unwrap();
     let names: Vec<_> = outcome.unconfirmed_replicas.unwrap().into_iter().map(|replica| replica.name).collect();
     assert_eq!(names, [lags.engine.replica()]);
+}
+
+/// It does not follow the store, so it does not hear of the revocation either.
+#[tokio::test]
+async fn a_revocation_names_a_replica_that_is_seen_and_lacks_no_key_but_what_was_written_long_ago() {
+    let world = World::with(&[ALL, ALL]).await;
+    world.pass(Span::from_secs(20)).await;
+    let [first, lags] = &world.replicas[..] else { unreachable!() };
+    first.command(Intent::Hold { until: None }).await.unwrap();
+    world.pass(Span::MINUTE).await;
+    let store = first.engine.ledger().unwrap().store();
+    let shared = store.shared().unwrap();
+    let reported = shared.replicas(Span::DAY).await.unwrap().into_iter().map(|replica| replica.report);
+    let before = reported.filter(|report| report.replica == lags.engine.replica()).collect::<Vec<_>>();
+    let named = async || {
+        shared.report(&before).await.unwrap();
+        let request = Request { dry_run: true, ..first.request(Intent::Compromise) };
+        let outcome = first.engine.command(&first.cell(), request).await.unwrap();
+        outcome.unconfirmed_replicas.unwrap().into_iter().map(|replica| replica.name).collect::<Vec<_>>()
+    };
+    let until = first.engine.clock.now() + Span::HOUR;
+    first.command(Intent::Hold { until: Some(until) }).await.unwrap();
+    assert!(named().await.is_empty(), "it may still take it up in time");
+    world.pass(LAG + Span::from_secs(3)).await;
+    assert_eq!(named().await, [lags.engine.replica()]);
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ fn report(replica: &str) -> Report {
         version: "0.1.0".to_owned(),
         publishes: true,
         tells: false,
+        stopped: false,
         generations: [(name("a"), 1)].into(),
         resumed: Default::default(),
     }

@@ -507,6 +507,7 @@ fn report(replica: &str, generation: u64) -> Report {
         version: "0.1.0".to_owned(),
         publishes: true,
         tells: false,
+        stopped: false,
         generations: BTreeMap::from([(name("default"), generation)]),
         resumed: BTreeMap::from([(manager::ISSUER.to_owned(), at(5))]),
     }

@@ -238,6 +238,7 @@ pub(super) fn replicas(list: &Value, now: Timestamp, colour: bool) -> String {
         };
         let lacked: Vec<String> = keysets.iter().flat_map(|keyset| lacks(keyset)).collect();
         let standing = match (replica["live"].as_bool().unwrap_or(false), lacked.is_empty()) {
+            _ if replica["stopped"] == true => "stopped",
             (false, _) => "silent",
             (true, false) => "lags",
             (true, true) => "up to date",
@@ -385,9 +386,10 @@ mod tests {
                 "last_seen_at": "2026-11-24T09:59:55Z", "keysets": [{ "keyset": "default", "generation": 7, "lacks": lacks }] })
         };
         let lacked = serde_json::json!([{ "serial": 9, "kid": "k" }]);
-        let list = serde_json::json!({ "complete": false, "replicas": [
+        let mut list = serde_json::json!({ "complete": false, "replicas": [
             replica("here/1", true, true, serde_json::json!([])), replica("there/2", false, true, lacked.clone()),
-            replica("gone/3", false, false, lacked)] });
+            replica("gone/3", false, false, lacked.clone()), replica("left/4", false, true, lacked)] });
+        list["replicas"][3]["stopped"] = true.into();
         let now = Timestamp::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
         insta::assert_snapshot!(replicas(&list, now, false));
     }

@@ -11,7 +11,7 @@ use super::cell::{KeysetCell, Laggards};
 use super::reconcile::chain;
 use super::{Engine, ReplicaRole};
 use crate::keyring::decide::UnconfirmedReplica;
-use crate::keyring::record::{Key, KeyState, Serial};
+use crate::keyring::record::{KeyState, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::random::Entropy;
 use crate::store::ledger::{Alive, LedgerError};
@@ -114,13 +114,16 @@ impl Engine {
         }
     }
 
-    /// Nobody waits for a replica that publishes nothing; of one that did it stays known when that was last.
+    /// The last thing that a replica says, when it serves and signs no more. One that publishes nothing is forgotten; of one
+    /// that did it stays known when that was last.
     pub async fn take_leave(&self) {
         let store = self.store();
-        let Some(shared) = store.as_ref().and_then(|store| store.shared()).filter(|_| !self.publishes()) else {
-            return;
+        let Some(shared) = store.as_ref().and_then(|store| store.shared()) else { return };
+        let told = match self.publishes() {
+            true => shared.report(&[Report { stopped: true, tells: false, ..self.own_report() }]).await,
+            false => shared.forget(&[&self.replica]).await,
         };
-        if let Err(error) = shared.forget(&[&self.replica]).await {
+        if let Err(error) = told {
             tracing::debug!(error = %chain(&error), "the store could not be told that this replica stops");
         }
     }
@@ -194,8 +197,9 @@ impl Engine {
 
     /// Who of the others may use a key of `cell` on when it is revoked now: those that were silent for longer than is waited
     /// for, until they would be unready and sign no more, and those that report without having taken up what is older
-    /// than that. `None` where the store does not tell (a revocation does not wait for it), and where nobody is to be named but
-    /// somebody may have been forgotten.
+    /// than that, be it a promotion alone: who does not follow the store does not hear of a revocation either. Not those that
+    /// stopped in good order. `None` where the store does not tell (a revocation does not wait for it), and where nobody is to
+    /// be named but somebody may have been forgotten.
     pub(super) async fn unconfirmed_replicas(&self, cell: &KeysetCell) -> Option<Vec<UnconfirmedReplica>> {
         let keyring = cell.snapshot.load().keyring.clone();
         let (publishing, signing) = (keyring.policy.publishing_limit(), keyring.policy.rotation.staleness_limit);
@@ -212,10 +216,10 @@ impl Engine {
             let signs = if report.role == ReplicaRole::Manager.as_str() { Span::ZERO } else { signing };
             // Whoever knows nothing of the keyset has another configuration.
             let shown = report.generations.get(&cell.name).copied().unwrap_or(u64::MAX);
-            let lacks = |key: &Key| shown < key.since_generation && key.created_at + known.waited_for < now;
             match other.age > known.waited_for {
+                _ if report.stopped => false,
                 true => other.age <= publishes.max(signs),
-                false => keyring.keys.iter().any(lacks),
+                false => keyring.wrote_after(shown, now - other.age - known.waited_for),
             }
         };
         let named = known.others.iter().filter(is_unconfirmed).take(UNCONFIRMED_MAX).map(|other| UnconfirmedReplica {
@@ -247,6 +251,7 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             publishes,
             tells: self.can_tell(),
+            stopped: false,
             generations: shown.collect(),
             resumed: if publishes { self.resumed_by_url() } else { BTreeMap::new() },
         }

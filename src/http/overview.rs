@@ -109,6 +109,8 @@ pub struct ReplicaView {
     publishes: bool,
     /// It reported recently enough to be waited for.
     live: bool,
+    /// It stopped in good order: since it was last seen it serves and signs nothing.
+    stopped: bool,
     #[schema(value_type = String, format = DateTime)]
     last_seen_at: Timestamp,
     /// What it shows of each keyset; where replicas and keysets are very many, only of those in which it lacks something.
@@ -144,6 +146,7 @@ pub(super) async fn replicas(State(state): State<AdminState>) -> Result<Response
         version: report.version.clone(),
         publishes: report.publishes,
         live: age <= known.waited_for,
+        stopped: report.stopped,
         last_seen_at: now - age,
         keysets: shown(&directory.order, &report.generations, everything),
     };

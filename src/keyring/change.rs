@@ -515,6 +515,13 @@ impl Keyring {
         dropped
     }
 
+    /// Whether something was written before `at` that came after `generation`, as far as keys and journal tell.
+    pub fn wrote_after(&self, generation: u64, at: Timestamp) -> bool {
+        let key = |key: &Key| key.since_generation > generation && key.created_at < at;
+        let entry = |entry: &AuditEntry| entry.generation > Some(generation) && entry.at < at;
+        self.keys.iter().any(key) || self.journal.audit.iter().any(entry)
+    }
+
     /// Whether a key with this kid or this public key was revoked here, however long ago.
     pub fn has_revoked(&self, kid: &Kid, public: &PublicJwk) -> bool {
         let listed = self.keys.iter().filter(|key| key.state == KeyState::Revoked);

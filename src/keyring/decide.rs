@@ -119,11 +119,12 @@ pub struct Outcome {
     pub unconfirmed_replicas: Option<Vec<UnconfirmedReplica>>,
 }
 
-/// A replica that was silent for longer than its store waits for any, or lacks a key for longer than that.
+/// A replica that was silent for longer than its store waits for any, or lacks for longer than that what was written. One
+/// that stopped in good order is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UnconfirmedReplica {
     pub name: String,
-    /// When it reported last. It may have stopped then.
+    /// When it reported last. It may have crashed then.
     #[schema(value_type = String, format = DateTime)]
     pub last_seen_at: Timestamp,
     /// Whether it serves verifiers.

@@ -58,6 +58,8 @@ pub struct Report {
     pub publishes: bool,
     /// It can send notices to receivers: one of those that can does. Of older releases every manager counts.
     pub tells: bool,
+    /// It stopped in good order: since this report it serves and signs nothing. Kept, since verifiers remember what it served.
+    pub stopped: bool,
     /// Of each keyring that it shows.
     pub generations: BTreeMap<Name, u64>,
     /// By URL of each issuer that it publishes: since when without a long silence.

@@ -80,6 +80,9 @@ pub struct ReportBody {
     /// It can send notices to receivers.
     #[serde(default = "as_older_releases_do")]
     pub tells: bool,
+    /// It stopped in good order: since this report it serves and signs nothing.
+    #[serde(default)]
+    pub stopped: bool,
     /// Of each keyring that it shows.
     #[serde(deserialize_with = "by_known_name")]
     #[schema(value_type = BTreeMap<String, u64>)]
@@ -92,13 +95,13 @@ pub struct ReportBody {
 
 impl ReportBody {
     pub fn of(report: &Report) -> Self {
-        let Report { replica: _, role, version, publishes, tells, generations, resumed } = report.clone();
-        ReportBody { role, version, publishes, tells, generations, resumed }
+        let Report { replica: _, role, version, publishes, tells, stopped, generations, resumed } = report.clone();
+        ReportBody { role, version, publishes, tells, stopped, generations, resumed }
     }
 
     pub fn into_report(self, replica: String) -> Report {
-        let ReportBody { role, version, publishes, tells, generations, resumed } = self;
-        Report { replica, role, version, publishes, tells, generations, resumed }
+        let ReportBody { role, version, publishes, tells, stopped, generations, resumed } = self;
+        Report { replica, role, version, publishes, tells, stopped, generations, resumed }
     }
 }
 

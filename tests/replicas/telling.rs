@@ -84,6 +84,7 @@ impl Site {
             version: "0.1.0".to_owned(),
             publishes: false,
             tells,
+            stopped: false,
             generations: Default::default(),
             resumed: Default::default(),
         };

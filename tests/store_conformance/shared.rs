@@ -96,6 +96,7 @@ fn report(replica: &str) -> Report {
         version: "0.1.0".to_owned(),
         publishes: true,
         tells: replica != "b",
+        stopped: replica == "a",
         generations: BTreeMap::from([(name("a"), 7), (name("b"), u64::from(u32::MAX))]),
         resumed: BTreeMap::new(),
     }

@@ -146,7 +146,7 @@ function showReplicas(list) {
     const lacks = replica.keysets.flatMap((shown) => shown.lacks.map((key) => `${shown.keyset} #${key.serial}`));
     const shows = replica.keysets.length > 6 ? `${replica.keysets.length} keysets`
       : replica.keysets.map((shown) => `${shown.keyset} ${shown.generation ?? "—"}`).join(", ");
-    const standing = !replica.live ? "silent" : lacks.length ? "lags" : "up to date";
+    const standing = replica.stopped ? "stopped" : !replica.live ? "silent" : lacks.length ? "lags" : "up to date";
     return h("tr", {},
       h("td", {}, h("code", {}, replica.name), replica.own ? h("span", { class: "dim" }, " this one") : ""),
       h("td", {}, replica.role), h("td", {}, replica.publishes ? "publishes" : "publishes nothing"),

@@ -40,6 +40,9 @@ const REPLICAS: &str = "SELECT replica, role, version, publishes, generations::t
 /// not know it passes it over.
 const TELLS: &str = "_tells";
 
+/// As [`TELLS`]: it stopped in good order.
+const STOPPED: &str = "_stopped";
+
 const FORGET: &str = "DELETE FROM {schema}.replicas WHERE replica = ANY($1)";
 
 pub(super) async fn report(pool: &Pool, replicas: &[Report]) -> Result<(), Failure> {
@@ -47,11 +50,12 @@ pub(super) async fn report(pool: &Pool, replicas: &[Report]) -> Result<(), Failu
     let rows: BTreeMap<&str, serde_json::Value> = replicas
         .iter()
         .map(|report| {
-            let Report { replica, role, version, publishes, tells, generations, resumed } = report;
+            let Report { replica, role, version, publishes, tells, stopped, generations, resumed } = report;
             let generations: BTreeMap<&str, u64> = generations
                 .iter()
                 .map(|(keyset, generation)| (keyset.as_str(), *generation))
                 .chain((!tells).then_some((TELLS, 0)))
+                .chain(stopped.then_some((STOPPED, 0)))
                 .collect();
             let row = serde_json::json!({
                 "replica": replica, "role": role, "version": version, "publishes": publishes, "generations": generations,
@@ -85,7 +89,7 @@ fn replica(row: &tokio_postgres::Row) -> Result<Replica, Failure> {
     let generations: BTreeMap<String, u64> = serde_json::from_str(row.try_get(4)?).map_err(|error| {
         Failure::because(format!("the generations of the replica `{name}` are not numbers by keyset"), error)
     })?;
-    let tells = generations.get(TELLS) != Some(&0);
+    let (tells, stopped) = (generations.get(TELLS) != Some(&0), generations.contains_key(STOPPED));
     // A keyset that a newer release may name so is none of ours.
     let generations =
         generations.into_iter().filter_map(|(keyset, at)| Some((Name::parse(&keyset).ok()?, at))).collect();
@@ -98,6 +102,7 @@ fn replica(row: &tokio_postgres::Row) -> Result<Replica, Failure> {
         version: row.try_get(2)?,
         publishes: row.try_get(3)?,
         tells,
+        stopped,
         generations,
         resumed,
     };
