@@ -13,6 +13,7 @@ use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{Declared, Engine, KeysetCell, ReplicaRole, Settings, SignFailure};
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
+use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
 use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
@@ -27,7 +28,7 @@ use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
 use jwksd::telemetry::metrics::{Metrics, SigningFailure};
 
-/// Answers as the local backend does, until it hangs.
+/// Answers as the local backend does, until it hangs; keys of the backend `elsewhere` stay there until they are destroyed.
 struct Hanging {
     name: &'static str,
     local: LocalBackend,
@@ -36,6 +37,7 @@ struct Hanging {
     stuck: AtomicUsize,
     destroyed: AtomicUsize,
     news: tokio::sync::Notify,
+    goes_on: tokio::sync::Notify,
 }
 
 impl Hanging {
@@ -43,7 +45,7 @@ impl Hanging {
         if self.hangs.load(Ordering::SeqCst) {
             self.stuck.fetch_add(1, Ordering::SeqCst);
             self.news.notify_one();
-            std::future::pending().await
+            self.goes_on.notified().await;
         }
     }
 }
@@ -59,6 +61,10 @@ impl Backend for Hanging {
         self.local.create(identity, algorithm).await
     }
 
+    fn left_over(&self, identity: &KeyIdentity, key: &CreatedKey) -> Option<String> {
+        (self.name == ELSEWHERE).then(|| format!("{} of {}", identity.serial, key.kid))
+    }
+
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
         if self.name == MUTE {
             return Ok(Signer::Remote(Arc::new(Mute)));
@@ -72,6 +78,9 @@ impl Backend for Hanging {
         self.local.destroy(key).await
     }
 }
+
+/// A backend whose keys stay where they were made.
+const ELSEWHERE: &str = "elsewhere";
 
 /// A backend whose signatures never come.
 const MUTE: &str = "mute";
@@ -122,6 +131,10 @@ fn policy(backend: &str) -> Policy {
     }
 }
 
+fn declared(policy: Policy) -> Declared {
+    Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy), fits: true }
+}
+
 struct Site {
     clock: Arc<ManualClock>,
     backend: Arc<Hanging>,
@@ -150,6 +163,7 @@ impl Site {
             stuck: AtomicUsize::new(0),
             destroyed: AtomicUsize::new(0),
             news: tokio::sync::Notify::new(),
+            goes_on: tokio::sync::Notify::new(),
         });
         let trusted = Arc::new(TrustedClock::new(clock.clone(), Span::MINUTE));
         let backends: [Arc<dyn Backend>; 1] = [backend.clone()];
@@ -161,8 +175,7 @@ impl Site {
             publishes: true,
         };
         let engine = Engine::new(trusted, Arc::new(ledger), backends, None, Arc::new(Metrics::new()), settings);
-        let declared = Declared { name: Name::parse("default").unwrap(), policy: Arc::new(policy(name)), fits: true };
-        engine.configure(&[declared]).await.unwrap();
+        engine.configure(&[declared(policy(name))]).await.unwrap();
         engine.resume().await;
         engine.reconcile_all().await;
         engine.opened().await;
@@ -177,6 +190,24 @@ impl Site {
 
     fn state(&self, serial: Serial) -> Option<KeyState> {
         self.cell.snapshot.load().keyring.key(serial).map(|key| key.state)
+    }
+
+    /// Keys that ended and whose private half is not destroyed.
+    fn ended_and_kept(&self) -> usize {
+        let keyring = self.cell.snapshot.load().keyring.clone();
+        keyring.keys.iter().filter(|key| !key.state.is_published() && key.private.is_some()).count()
+    }
+
+    async fn drain(&self) {
+        let request = Request {
+            intent: Intent::Drain,
+            actor: "someone".to_owned(),
+            reason: None,
+            dry_run: false,
+            if_generation: None,
+            idempotency: None,
+        };
+        self.engine.command(&self.cell, request).await.unwrap();
     }
 
     /// Lets the engine's tasks run until it is so; the clock stands still meanwhile.
@@ -221,6 +252,36 @@ async fn rotations_and_removals_go_on_while_a_creation_or_destruction_hangs() {
     assert_eq!(site.backend.stuck.load(Ordering::SeqCst), 1, "one slow step of a keyset at a time");
 }
 
+/// Until it was made it was wanted: nobody will ever ask for it again.
+#[tokio::test]
+async fn a_key_elsewhere_that_is_overtaken_while_it_is_made_is_destroyed() {
+    for (name, drains, remains) in [(ELSEWHERE, false, true), (ELSEWHERE, true, true), ("local", false, false)] {
+        let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
+        let site = Site::open(Arc::new(MemoryStore::new()), Arc::new(FileKey::ephemeral()), clock, name).await;
+        site.pass(Span::MINUTE.times(11)).await;
+        site.until("two successors", |site| site.state(3) == Some(KeyState::Standby)).await;
+        site.backend.hangs.store(true, Ordering::SeqCst);
+        site.pass(Span::MINUTE.times(50)).await;
+        site.until("a creation that hangs", |site| site.backend.stuck.load(Ordering::SeqCst) == 1).await;
+        if drains {
+            site.drain().await;
+        } else {
+            let policy = Policy { algorithm: Algorithm::Es384, ..policy(name) };
+            site.engine.configure(&[declared(policy)]).await.unwrap();
+        }
+        site.until("the end of the successor", |site| site.state(3) == Some(KeyState::Retired)).await;
+        site.backend.hangs.store(false, Ordering::SeqCst);
+        site.backend.goes_on.notify_one();
+        // Of the successor, and of the key that came too late.
+        site.until("their destruction", |site| site.ended_and_kept() == 0).await;
+        let keyring = site.cell.snapshot.load().keyring.clone();
+        let key = keyring.key(4).filter(|key| key.algorithm == Algorithm::Es256);
+        let told = key.map(|key| (key.state, key.published_at, key.private.is_none()));
+        assert_eq!(told, remains.then_some((KeyState::Retired, None, true)), "{name}, drained: {drains}");
+        assert!(!drains || keyring.next_serial == 5, "nothing else is made");
+    }
+}
+
 /// A restored copy of a store beside the original: neither may end what the other still uses.
 #[tokio::test]
 async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
@@ -229,7 +290,7 @@ async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
     let key: Arc<dyn KeyEncryptionKey> = Arc::new(FileKey::ephemeral());
     let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
     let store = Arc::new(FileStore::create(&original).unwrap());
-    let site = Site::open(store, key.clone(), clock.clone(), "elsewhere").await;
+    let site = Site::open(store, key.clone(), clock.clone(), ELSEWHERE).await;
     site.pass(Span::MINUTE.times(11)).await;
     site.until("a successor", |site| site.state(2) == Some(KeyState::Standby)).await;
     site.engine.stop().await;
@@ -238,7 +299,7 @@ async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
     assert!(copied.success());
 
     let store = Arc::new(FileStore::open(&copy).unwrap());
-    let site = Site::open(store, key.clone(), clock.clone(), "elsewhere").await;
+    let site = Site::open(store, key.clone(), clock.clone(), ELSEWHERE).await;
     site.pass(Span::MINUTE.times(70)).await;
     site.until("the end of the first key", |site| site.state(1) == Some(KeyState::Retired)).await;
     for _ in 0..22 {
@@ -256,7 +317,7 @@ async fn a_copied_store_destroys_nothing_elsewhere_for_a_day() {
 
     // The original is where it was.
     let store = Arc::new(FileStore::open(&original).unwrap());
-    let site = Site::open(store, key, clock, "elsewhere").await;
+    let site = Site::open(store, key, clock, ELSEWHERE).await;
     site.pass(Span::HOUR.times(3)).await;
     site.until("destruction at once", |site| site.backend.destroyed.load(Ordering::SeqCst) > 0).await;
 }

@@ -58,6 +58,12 @@ pub trait Backend: Send + Sync + 'static {
     /// sign/verify test in an independent implementation before this returns (FIPS 140-3 IG 10.3.A).
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError>;
 
+    /// What is left elsewhere of a key that was created and will never be asked for again: the handle under which it can be
+    /// destroyed as the key of `identity`. `None`: nothing is left.
+    fn left_over(&self, _identity: &KeyIdentity, _key: &CreatedKey) -> Option<String> {
+        None
+    }
+
     /// Makes a stored key ready to sign.
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError>;
 

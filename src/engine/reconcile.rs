@@ -9,10 +9,10 @@ use tracing::Instrument;
 use super::cell::{KeysetCell, Writer};
 use super::snapshot::{ActiveKey, Backoff};
 use super::{Engine, ReplicaRole};
-use crate::backend::{Backend, BackendError, BackendErrorKind};
+use crate::backend::{Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity};
 use crate::keyring::algorithm::Algorithm;
 use crate::keyring::change::{Change, NewKey};
-use crate::keyring::plan::{SlowStep, Step, plan};
+use crate::keyring::plan::{SlowStep, Step, is_overtaken, plan};
 use crate::keyring::record::{KeyState, Keyring, PrivateHandle, Serial};
 use crate::keyring::time::{Span, Timestamp};
 use crate::store::ledger::{LedgerError, Loaded, Settled};
@@ -273,13 +273,16 @@ impl Engine {
         let settled = self.settle(cell, &mut writer).await;
         settled.map_err(|error| self.commit_failed(cell, RotationStep::Create, &CommitError::Ledger(error)))?;
         let snapshot = cell.snapshot.load_full();
-        let still = plan(&snapshot.keyring, &self.facts(cell, &snapshot)).step;
-        if still != Some(Step::Create { serial, algorithm }) {
-            return Ok(()); // Not wanted any more, or something else is due first; creation is idempotent.
-        }
-        let private = PrivateHandle { backend: name, handle: created.handle };
-        let key = NewKey { kid: created.kid, algorithm, public: created.public, private: Some(private) };
-        let next = snapshot.keyring.after(&Change::Add(Box::new(key)), self.clock.now());
+        let facts = self.facts(cell, &snapshot);
+        let change = if plan(&snapshot.keyring, &facts).step == Some(Step::Create { serial, algorithm }) {
+            Some(Change::Add(Box::new(new_key(&backend, created, algorithm))))
+        } else if is_overtaken(&snapshot.keyring, &facts, serial, algorithm) {
+            self.add_ended(&snapshot.keyring, &backend, &identity, created, algorithm)
+        } else {
+            None // Something else is due first; creation is idempotent.
+        };
+        let Some(change) = change else { return Ok(()) };
+        let next = snapshot.keyring.after(&change, self.clock.now());
         let error = match self.commit(cell, &mut writer, next).await {
             Ok(()) | Err(CommitError::Overtaken) => return Ok(()),
             Err(error) => error,
@@ -288,6 +291,26 @@ impl Engine {
         // Making a key costs more than writing it: not again at once.
         self.back_off(cell, slow).await;
         Err(self.commit_failed(cell, RotationStep::Create, &error))
+    }
+
+    /// Has a key that was made for `identity` and is not wanted any more destroyed by way of the keyring: whoever of this store
+    /// could still take it up finds it ended, and all goes as if it had been made a moment before it was overtaken. `None`:
+    /// nothing is left of it, the keyring names it already, or it is none of this keyring's.
+    fn add_ended(
+        &self,
+        keyring: &Keyring,
+        backend: &Arc<dyn Backend>,
+        identity: &KeyIdentity,
+        created: CreatedKey,
+        algorithm: Algorithm,
+    ) -> Option<Change> {
+        let named = keyring.keys.iter().any(|key| key.kid == created.kid || key.public == created.public);
+        if named || self.identity(keyring, identity.serial) != *identity {
+            return None;
+        }
+        let handle = backend.left_over(&self.identity(keyring, keyring.next_serial), &created)?;
+        tracing::info!(keyset = %keyring.keyset, serial = identity.serial, kid = %created.kid, "a key is not wanted any more that was just made; it is destroyed");
+        Some(Change::AddEnded(Box::new(new_key(backend, CreatedKey { handle, ..created }, algorithm))))
     }
 
     async fn carry_destroy(&self, cell: &Arc<KeysetCell>, serial: Serial) -> Result<(), Rest> {
@@ -527,6 +550,11 @@ impl Engine {
     }
 }
 
+fn new_key(backend: &Arc<dyn Backend>, created: CreatedKey, algorithm: Algorithm) -> NewKey {
+    let private = PrivateHandle { backend: backend.name().to_owned(), handle: created.handle };
+    NewKey { kid: created.kid, algorithm, public: created.public, private: Some(private) }
+}
+
 /// Whether a write must not wait for a key that cannot be opened: it takes the signer away, or does not touch it.
 fn keeps_or_revokes_the_signer(cell: &KeysetCell, next: &Keyring) -> bool {
     let shown = cell.snapshot.load();
@@ -536,7 +564,7 @@ fn keeps_or_revokes_the_signer(cell: &KeysetCell, next: &Keyring) -> bool {
 
 fn step_of(change: &Change) -> RotationStep {
     match change {
-        Change::Add(_) => RotationStep::Create,
+        Change::Add(_) | Change::AddEnded(_) => RotationStep::Create,
         Change::Observe { .. } => RotationStep::Publish,
         Change::Propagated(_) => RotationStep::Propagate,
         Change::Promote { .. } => RotationStep::Promote,

@@ -101,6 +101,8 @@ pub enum Change {
     },
     /// A created key joins as pending.
     Add(Box<NewKey>),
+    /// A key was created that is not wanted any more: it is noted as one that ended, so that it is destroyed as those are.
+    AddEnded(Box<NewKey>),
     Propagated(Vec<Serial>),
     Promote {
         serial: Serial,
@@ -226,6 +228,7 @@ impl Keyring {
             Change::Restart { policy, first } => self.restart(policy, *first, now),
             Change::Observe { published, stopped, seen } => self.observe(published, stopped, seen),
             Change::Add(key) => self.add(key, now),
+            Change::AddEnded(key) => self.add_ended(key, now),
             Change::Propagated(serials) => self.move_each(serials, KeyEvent::Propagated, "propagated", now),
             Change::Promote { serial, trigger, unpropagated } => {
                 self.promote(*serial, *unpropagated, now);
@@ -329,6 +332,12 @@ impl Keyring {
         let kid = new.kid.clone();
         self.push(new, KeyState::Pending, Origin::Created, now);
         self.note(now, "created", SYSTEM, None, [kid], None);
+    }
+
+    fn add_ended(&mut self, new: &NewKey, now: Timestamp) {
+        let kid = new.kid.clone();
+        step(self.push(new, KeyState::Pending, Origin::Created, now), KeyEvent::Withdrawn, now);
+        self.note(now, "withdrawn", SYSTEM, Some("not wanted any more when it was made"), [kid], None);
     }
 
     /// Appends a key with the next serial.

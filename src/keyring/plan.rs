@@ -560,6 +560,21 @@ pub fn emergency_successor(keyring: &Keyring, facts: &Facts<'_>) -> Option<(Seri
     Some((chosen.serial, !seen))
 }
 
+/// Whether a key that was made as `serial` will never be asked for again: the keyset was drained meanwhile, wants another
+/// algorithm, or has another key of that serial. A keyring that has not come as far as `serial` will ask again.
+pub fn is_overtaken(keyring: &Keyring, facts: &Facts<'_>, serial: Serial, algorithm: Algorithm) -> bool {
+    if serial != keyring.next_serial {
+        return serial < keyring.next_serial;
+    }
+    let wanted = match facts.desired {
+        Desired::Policy(policy) => policy.algorithm,
+        Desired::Degraded | Desired::Absent => keyring.policy.algorithm,
+    };
+    // An emergency asks for the former algorithm.
+    let emergency = keyring.active().is_none() && keyring.signing_algorithm() == Some(algorithm);
+    keyring.drained || (algorithm != wanted && !emergency)
+}
+
 /// Whether a waiting key is of the configured algorithm; an imported one may differ in size.
 fn is_wanted(keyring: &Keyring, key: &Key) -> bool {
     let wanted = keyring.policy.algorithm;

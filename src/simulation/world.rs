@@ -469,7 +469,11 @@ fn clocks(count: usize, half: i64, random: &mut Random) -> Vec<i64> {
 fn told(change: &Change) -> Option<String> {
     let keys = |serials: &[Serial]| serials.iter().map(|serial| format!("key {serial}")).collect::<Vec<_>>().join(", ");
     Some(match change {
-        Change::Observe { .. } | Change::Destroyed(_) | Change::Rebase | Change::Restart { .. } => return None,
+        Change::Observe { .. }
+        | Change::AddEnded(_)
+        | Change::Destroyed(_)
+        | Change::Rebase
+        | Change::Restart { .. } => return None,
         Change::AdoptPolicy(_) => "another configuration is in force".to_owned(),
         Change::Add(key) => format!("{} is made and published", key.kid.as_str().replace('-', " ")),
         Change::Propagated(serials) => format!("{} may sign from now on", keys(serials)),

@@ -109,6 +109,28 @@ async fn a_destruction_killed_between_any_two_calls_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_a_drain_overtakes_while_it_is_made_goes_with_its_alias() {
+    let trial = Trial::start().await;
+    trial.proxy.nth("CreateAlias", 1, Fault::Delay(Duration::from_secs(2)));
+    let before = trial.proxy.count("CreateAlias");
+    assert_eq!(trial.rotate().await.status, 200);
+    let asked = async || (trial.proxy.count("CreateAlias") > before).then_some(());
+    eventually("the alias of the next key to be asked for", PATIENCE, asked).await;
+    let drained = trial.daemon.admin(Method::POST, "/keysets/main/drain", Some(json!({ "reason": "a test" }))).await;
+    assert_eq!(drained.status, 200, "{}", drained.text);
+    let overtaken = eventually("the key to be on its way out", PATIENCE, async || {
+        let keys = keys(&trial.account).await;
+        let made = keys.into_iter().find(|key| key.tag("jwksd:serial") == "4" && !key.is_alive());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        made
+    })
+    .await;
+    assert_eq!(overtaken.aliases.len(), 1, "AWS KMS deletes it with the key: {overtaken:?}");
+    let told = trial.keys().await.into_iter().find(|key| key["serial"] == 4).expect("it is in the keyring");
+    assert_eq!((told["state"].as_str(), told["published_at"].is_null()), (Some("retired"), true), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_lost_costs_no_second_key_of_a_serial() {
     for operation in ["CreateKey", "CreateAlias"] {
         let mut trial = Trial::prepare().await;

@@ -1,10 +1,14 @@
 //! One example per rule of DESIGN §2, in round numbers: a rotation per hour, propagation 10 minutes, tokens of 5
 //! minutes, σ 1 minute; so an overlap of 7 minutes.
 
+use std::sync::Arc;
+
 use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::change::{Change, NewKey};
 use jwksd::keyring::decide::{Confirmation, ImportedKey, Intent, Refusal, Request};
+use jwksd::keyring::jwk::Kid;
 use jwksd::keyring::outlook::{Alarm, outlook};
-use jwksd::keyring::plan::{Blocker, blockers, due_at};
+use jwksd::keyring::plan::{Blocker, blockers, due_at, is_overtaken};
 use jwksd::keyring::policy::{Bootstrap, Verifier};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
@@ -787,4 +791,48 @@ fn an_imported_key_that_never_signed_here_signs_unpropagated_in_an_emergency() {
     let outcome = world.ask(Intent::Revoke { serial: 1 }).unwrap();
     assert_eq!((world.active(), outcome.unpropagated), (Some(4), true), "verifiers had no time to see it");
     assert!(world.keyring.key(4).unwrap().unpropagated);
+}
+
+/// A key that a backend makes slowly is overtaken when nobody will ever ask for it again: then it ends, and is destroyed.
+#[test]
+fn a_key_is_overtaken_by_a_drain_another_algorithm_and_another_key_of_its_serial() {
+    let overtaken = |world: &World, serial: u64, algorithm: Algorithm| {
+        is_overtaken(&world.keyring, &world.facts(), serial, algorithm)
+    };
+    let mut world = settled();
+    assert!(!overtaken(&world, 4, Algorithm::Es256), "it may be asked for when the next successor is wanted");
+    assert!(!overtaken(&world, 5, Algorithm::Es256), "a keyring that was recovered comes by again");
+    assert!(overtaken(&world, 3, Algorithm::Es256), "another key has its serial");
+    world.wanted = Wanted::Policy(Box::new(with(|policy| policy.algorithm = Algorithm::Es384)));
+    assert!(overtaken(&world, 4, Algorithm::Es256), "before the change is taken up, too");
+    assert!(!overtaken(&world, 4, Algorithm::Es384));
+    world.wanted = Wanted::Absent;
+    assert!(!overtaken(&world, 4, Algorithm::Es256), "its configuration may come back");
+    world.ask(Intent::Drain).unwrap();
+    assert!(overtaken(&world, 4, Algorithm::Es256));
+
+    let mut emergency = settled();
+    emergency.creation_works = false;
+    emergency.wanted = Wanted::Policy(Box::new(with(|policy| policy.algorithm = Algorithm::Es384)));
+    emergency.settle();
+    emergency.ask(Intent::Compromise).unwrap();
+    assert_eq!(emergency.active(), None);
+    assert!(!overtaken(&emergency, 4, Algorithm::Es256), "verifiers know the former algorithm");
+}
+
+#[test]
+fn a_key_that_was_overtaken_joins_as_one_that_ended() {
+    let mut world = settled();
+    let key = world.keyring.key(3).unwrap();
+    let (kid, private) = (Kid(Arc::from("late")), key.private.clone());
+    let late = NewKey { kid: kid.clone(), algorithm: Algorithm::Es384, public: key.public.clone(), private };
+    world.keyring = world.keyring.after(&Change::AddEnded(Box::new(late)), world.now);
+    let key = world.keyring.key(4).unwrap();
+    assert_eq!((key.state, key.published_at, key.private.is_some()), (KeyState::Retired, None, true));
+    let entry = world.keyring.journal.audit.last().unwrap();
+    assert_eq!((entry.action.as_str(), entry.kids.contains(&kid)), ("withdrawn", true));
+    assert_eq!((entry.changes[0].from, entry.changes[0].to), (None, KeyState::Retired));
+    assert_eq!(world.keyring.next_serial, 5);
+    world.settle();
+    assert!(world.keyring.key(4).unwrap().private.is_none(), "it is destroyed as others are");
 }

@@ -316,7 +316,8 @@ impl Records {
 fn may_become(was: Option<State>, is: State) -> bool {
     use State::{Active, Pending, Retired, Retiring, Revoked, Standby};
     let next: &[State] = match was {
-        None => &[Pending],
+        // Made, and not wanted any more by then.
+        None => &[Pending, Retired],
         Some(Pending) => &[Standby, Active, Retired, Revoked],
         Some(Standby) => &[Active, Retired, Revoked],
         Some(Active) => &[Retiring, Revoked],

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use self::error::{failed, internal};
-use self::handle::Handle;
+use self::handle::{Handle, arn_in};
 use self::signer::RemoteKey;
 use super::material::public_from_spki;
 use super::verify::verify;
@@ -168,6 +168,11 @@ impl Backend for AwsKmsBackend {
         let kid = public.thumbprint();
         let handle = Handle::created(&arn).write(identity, &kid, &public);
         Ok(CreatedKey { kid, public, handle })
+    }
+
+    /// The key and its alias.
+    fn left_over(&self, identity: &KeyIdentity, key: &CreatedKey) -> Option<String> {
+        Some(Handle::created(arn_in(&key.handle)?).write(identity, &key.kid, &key.public))
     }
 
     /// Calls nobody: a daemon starts and serves its JWKS while the service is away, and every signature is verified.
