@@ -745,5 +745,5 @@ async fn the_description_has_the_routes_that_there_are() {
     };
     let index: Value = get(&manager, "/v1/records", &[]).await.json().await.unwrap();
     assert!(index["documents"][0].as_object().unwrap().keys().all(|member| shape("IndexEntry").contains(member)));
-    assert_eq!(shape("ReportBody"), ["generations", "publishes", "resumed", "role", "tells", "version"]);
+    assert_eq!(shape("ReportBody"), ["generations", "publishes", "resumed", "role", "stopped", "tells", "version"]);
 }
