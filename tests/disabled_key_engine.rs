@@ -2,6 +2,8 @@
 //! successor that just signed. `tests/key_disabled.rs` shows the same from outside, without the hour.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/local_keys.rs"]
+mod local_keys;
 #[path = "support/policy.rs"]
 mod policy;
 
@@ -11,12 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use jwksd::backend::local::LocalBackend;
-use jwksd::backend::{
-    Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, RemoteSigner, Signer, StoredKey,
-};
+use jwksd::backend::{Backend, BackendError, BackendErrorKind, LocalSigner, RemoteSigner, Signer, StoredKey};
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::{Declared, Engine, ReplicaRole, Settings, SignFailure};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::change::AUDIT_KEPT;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
@@ -31,15 +30,11 @@ use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
 use jwksd::telemetry::metrics::{Metrics, SigningFailure};
+use local_keys::LocalKeys;
 
 const PROPAGATION: Span = Span::from_secs(120);
 
 /// Keys as a service would hold them: each can be disabled, for good or for some signatures.
-struct Service {
-    keys: LocalBackend,
-    disabled: Arc<Disabled>,
-}
-
 #[derive(Default)]
 struct Disabled {
     /// Signatures that are refused from now on; `usize::MAX`: all.
@@ -53,30 +48,6 @@ struct Guarded {
     serial: Serial,
     signer: Arc<dyn LocalSigner>,
     disabled: Arc<Disabled>,
-}
-
-#[async_trait]
-impl Backend for Service {
-    fn name(&self) -> &'static str {
-        "service"
-    }
-
-    async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
-        self.keys.create(identity, algorithm).await
-    }
-
-    async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
-        let (Signer::Inline(signer) | Signer::InTurn(signer) | Signer::Pooled(signer)) = self.keys.open(key).await?
-        else {
-            panic!("local keys sign here")
-        };
-        let (serial, disabled) = (key.identity.serial, self.disabled.clone());
-        Ok(Signer::Remote(Arc::new(Guarded { serial, signer, disabled })))
-    }
-
-    async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
-        self.keys.destroy(key).await
-    }
 }
 
 #[async_trait]
@@ -203,8 +174,11 @@ async fn start(
     let make = async || -> Result<Arc<dyn KeyEncryptionKey>, SealError> { Ok(seal.clone()) };
     let ledger = Ledger::initialise(store.clone(), SealEvidence::Unknown, make, trusted.now()).await;
     let ledger = Arc::new(ledger.unwrap());
-    let service = Service { keys: LocalBackend::new(ledger.keys()), disabled: disabled.clone() };
-    let backends: [Arc<dyn Backend>; 1] = [Arc::new(service)];
+    let (keys, disabled) = (LocalBackend::new(ledger.keys()), disabled.clone());
+    let open = move |key: &StoredKey, signer| {
+        Signer::Remote(Arc::new(Guarded { serial: key.identity.serial, signer, disabled: disabled.clone() }))
+    };
+    let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalKeys { name: "service", keys, open })];
     let settings =
         Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
     let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);

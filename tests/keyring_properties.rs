@@ -7,6 +7,8 @@
 mod examples;
 #[path = "keyring_properties/histories.rs"]
 mod histories;
+#[path = "support/policy.rs"]
+mod policy;
 #[path = "keyring_properties/promises.rs"]
 mod promises;
 #[path = "keyring_properties/world.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "notices/ahead.rs"]
 mod ahead;
+#[path = "support/policy.rs"]
+mod policy;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
+#[path = "support/policy.rs"]
+mod policy;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -16,9 +19,8 @@ use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::outlook::Alarm;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::{IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
 use jwksd::keyring::record::{KeyState, Serial};
-use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
 use jwksd::seal::{KeyEncryptionKey, SealError};
@@ -95,39 +97,18 @@ impl RemoteSigner for Mute {
 }
 
 fn policy(backend: &str) -> Policy {
+    let base = policy::policy("main", "https://auth.example.com");
     Policy {
-        issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: "https://auth.example.com".to_owned(),
-            max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
+        issuer: IssuerPolicy { max_age: Span::MINUTE, caches: vec![Span::MINUTE], ..base.issuer },
         backend: backend.to_owned(),
         rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::HOUR),
             propagation: Span::MINUTE.times(10),
             successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
             clock_skew: Span::MINUTE,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE.times(5),
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        tokens: TokenPolicy { max_ttl: Span::MINUTE.times(5), ..base.tokens },
+        ..base
     }
 }
 

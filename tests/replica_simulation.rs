@@ -16,6 +16,8 @@ mod history;
 mod hub;
 #[path = "replica_simulation/line.rs"]
 mod line;
+#[path = "support/policy.rs"]
+mod policy;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "replicas/replica.rs"]

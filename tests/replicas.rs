@@ -7,6 +7,8 @@
 mod beginnings;
 #[path = "replicas/hub.rs"]
 mod hub;
+#[path = "support/policy.rs"]
+mod policy;
 #[path = "replicas/recovery.rs"]
 mod recovery;
 #[path = "replicas/replica.rs"]

@@ -2,6 +2,8 @@
 //! before the next one of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/local_keys.rs"]
+mod local_keys;
 #[path = "support/policy.rs"]
 mod policy;
 #[path = "support/starting.rs"]
@@ -12,12 +14,10 @@ use std::os::unix::net::UnixStream as Writer;
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
-use async_trait::async_trait;
 use jwksd::backend::local::LocalBackend;
-use jwksd::backend::{Backend, BackendError, CreatedKey, KeyIdentity, LocalSigner, Signer, StoredKey};
+use jwksd::backend::{Backend, BackendError, LocalSigner, Signer, StoredKey};
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::name::Name;
 use jwksd::keyring::policy::Bootstrap;
@@ -27,15 +27,9 @@ use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::store::memory::MemoryStore;
 use jwksd::telemetry::metrics::Metrics;
+use local_keys::LocalKeys;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-
-/// Local keys whose signatures are noted; those of the keyset `slow` are made in turn, those of `slowest` on
-/// threads.
-struct Noting {
-    keys: LocalBackend,
-    made: Arc<Made>,
-}
 
 #[derive(Default)]
 struct Made {
@@ -65,28 +59,13 @@ impl LocalSigner for Noted {
     }
 }
 
-#[async_trait]
-impl Backend for Noting {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-
-    async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
-        self.keys.create(identity, algorithm).await
-    }
-
-    async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
-        let Signer::Inline(signer) = self.keys.open(key).await? else { panic!("ES256 signs inline") };
-        let noted = |what| Arc::new(Noted { signer, made: self.made.clone(), what });
-        Ok(match key.identity.keyset.as_str() {
-            "slow" => Signer::InTurn(noted("slow")),
-            "slowest" => Signer::Pooled(noted("slowest")),
-            _ => Signer::Inline(noted("quick")),
-        })
-    }
-
-    async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
-        self.keys.destroy(key).await
+/// Signatures are noted; those of the keyset `slow` are made in turn, those of `slowest` on threads.
+fn noted(key: &StoredKey, signer: Arc<dyn LocalSigner>, made: &Arc<Made>) -> Signer {
+    let noted = |what| Arc::new(Noted { signer, made: made.clone(), what });
+    match key.identity.keyset.as_str() {
+        "slow" => Signer::InTurn(noted("slow")),
+        "slowest" => Signer::Pooled(noted("slowest")),
+        _ => Signer::Inline(noted("quick")),
     }
 }
 
@@ -99,8 +78,9 @@ async fn engine(made: &Arc<Made>, pool_size: usize) -> Arc<Engine> {
     let store = Arc::new(MemoryStore::new());
     let ledger = Ledger::initialise(store, SealEvidence::Missing, make, trusted.now()).await;
     let ledger = Arc::new(ledger.unwrap());
-    let backends: [Arc<dyn Backend>; 1] =
-        [Arc::new(Noting { keys: LocalBackend::new(ledger.keys()), made: made.clone() })];
+    let (keys, made) = (LocalBackend::new(ledger.keys()), made.clone());
+    let open = move |key: &StoredKey, signer| noted(key, signer, &made);
+    let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalKeys { name: "local", keys, open })];
     let settings = Settings {
         sign_deadline: Span::MINUTE,
         audit_signatures: false,

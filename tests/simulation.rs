@@ -8,6 +8,8 @@
 
 #[path = "simulation/daemon.rs"]
 mod daemon;
+#[path = "support/policy.rs"]
+mod policy;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/store.rs"]

@@ -8,6 +8,8 @@
 mod hub;
 #[path = "upstream/manager.rs"]
 mod manager;
+#[path = "support/policy.rs"]
+mod policy;
 mod support;
 #[path = "upstream/wires.rs"]
 mod wires;

@@ -9,12 +9,12 @@ use jwksd::keyring::decide::{Decision, Idempotency, ImportedKey, Intent, Outcome
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::plan::{Desired, Facts, Plan, Seen, SlowStep, Step, plan};
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::policy::{Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::record::{Key, KeyState, Keyring, PrivateHandle, Serial};
-use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::keyring::timing::{self, Severity};
 
+use crate::policy::policy as hourly;
 use crate::promises::{Cause, Promises};
 
 /// Steps that any situation may need at one instant; far below what an endless loop takes.
@@ -431,43 +431,27 @@ pub fn import(number: u64, algorithm: Algorithm, ttl_bound: Span) -> ImportedKey
 
 /// A small policy in round numbers: visible within 6 minutes, propagation 10, a rotation per hour, tokens of 5 minutes.
 pub fn policy() -> Policy {
+    let base = hourly("main", "https://auth.example.com");
     Policy {
         issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: "https://auth.example.com".to_owned(),
             max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
             caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
             discovery: Discovery::Minimal,
-            probes: Vec::new(),
+            ..base.issuer
         },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
         rotation: RotationPolicy {
-            schedule: Schedule::Every(Span::HOUR),
             propagation: Span::MINUTE.times(10),
             successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
             verifiers: vec![Verifier {
                 name: "gateway".to_owned(),
                 sees_new: Span::MINUTE.times(4),
                 keeps_old: Some(Span::MINUTE.times(4)),
             }],
             clock_skew: Span::MINUTE,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE.times(5),
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        tokens: TokenPolicy { max_ttl: Span::MINUTE.times(5), ..base.tokens },
+        ..base
     }
 }
 

@@ -9,11 +9,10 @@ use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::config::{Receiver, SecretSource};
 use jwksd::engine::notices::{Addressee, Deliver, NotDelivered};
 use jwksd::engine::{Declared, Engine, ReplicaRole, Settings};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
 use jwksd::keyring::notice::{Event, Notice};
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::{IssuerPolicy, Policy, RotationPolicy};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
@@ -25,6 +24,7 @@ use jwksd::telemetry::metrics::Metrics;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::policy::policy as hourly;
 use crate::support::{PATIENCE, eventually};
 
 const EVERY: Span = Span::from_secs(3 * 3600);
@@ -160,39 +160,16 @@ impl Site {
 }
 
 fn declared(fits: bool) -> Declared {
+    let base = hourly("main", "https://issuer.example");
     let policy = Policy {
-        issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: "https://issuer.example".to_owned(),
-            max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
-            caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
+        issuer: IssuerPolicy { max_age: Span::MINUTE, caches: vec![Span::MINUTE], ..base.issuer },
         rotation: RotationPolicy {
             schedule: Schedule::Every(EVERY),
             propagation: Span::from_secs(120),
             successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
-            clock_skew: Span::SECOND,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: Span::MINUTE,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        ..base
     };
     Declared { name: Name::parse("a").unwrap(), policy: Arc::new(policy), fits }
 }

@@ -6,11 +6,10 @@ use jwksd::backend::Backend;
 use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Settings, SignFailure};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Outcome, Request};
 use jwksd::keyring::name::Name;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::policy::{IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::Span;
@@ -24,6 +23,7 @@ use jwksd::store::split::Split;
 use jwksd::telemetry::metrics::Metrics;
 
 use super::hub::{Hub, Link};
+use crate::policy::policy as hourly;
 
 pub const SKEW: Span = Span::from_secs(2);
 pub const STALENESS: Span = Span::from_secs(20);
@@ -160,39 +160,21 @@ pub fn declare(keyset: &str, policy: Policy) -> Declared {
 /// Rotates every minute; a window of 15 s: caches 4, slowest verifier 4, lag 5, σ 2.
 pub fn policy() -> Policy {
     let secs = Span::from_secs;
+    let base = hourly("main", "https://auth.example.com");
     Policy {
-        issuer: IssuerPolicy {
-            name: Name::parse("main").unwrap(),
-            url: "https://auth.example.com".to_owned(),
-            max_age: secs(4),
-            stale_if_error: Span::ZERO,
-            caches: vec![secs(4)],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
-        },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
+        issuer: IssuerPolicy { max_age: secs(4), caches: vec![secs(4)], ..base.issuer },
         rotation: RotationPolicy {
             schedule: Schedule::Every(secs(60)),
             propagation: secs(15),
             successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
             verifiers: vec![Verifier { name: "slow".to_owned(), sees_new: secs(4), keeps_old: Some(secs(4)) }],
             clock_skew: SKEW,
             staleness_limit: STALENESS,
             publish_lag: LAG,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: secs(10),
-            default_ttl: secs(10),
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        tokens: TokenPolicy { max_ttl: secs(10), default_ttl: secs(10), ..base.tokens },
+        ..base
     }
 }
 

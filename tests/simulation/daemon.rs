@@ -7,11 +7,10 @@ use jwksd::backend::local::LocalBackend;
 use jwksd::clock::{ManualClock, TrustedClock};
 use jwksd::engine::whole::WholeRequest;
 use jwksd::engine::{CommandError, Declared, Engine, Issued, KeysetCell, ReplicaRole, Rest, Settings};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Outcome, Request};
 use jwksd::keyring::name::Name;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
+use jwksd::keyring::policy::{IssuerPolicy, Policy, RotationPolicy, TokenPolicy, Verifier};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
 use jwksd::seal::file::FileKey;
@@ -19,6 +18,7 @@ use jwksd::seal::{KeyEncryptionKey, SealError};
 use jwksd::store::ledger::{Ledger, SealEvidence};
 use jwksd::telemetry::metrics::Metrics;
 
+use crate::policy::policy;
 use crate::store::FaultyStore;
 use crate::verifier::Served;
 
@@ -41,40 +41,24 @@ pub fn policy_of(kind: u64) -> Policy {
         _ => (30, 0, 70, 20, 2),
     };
     let secs = Span::from_secs;
-    let name = |text: &str| Name::parse(text).unwrap();
+    let base = policy("main", "https://auth.example.com");
     Policy {
         issuer: IssuerPolicy {
-            name: name("main"),
-            url: "https://auth.example.com".to_owned(),
             max_age: secs(max_age),
             stale_if_error: secs(stale),
             caches: vec![secs(max_age)],
-            jwks_paths: Vec::new(),
-            discovery: Discovery::Off,
-            probes: Vec::new(),
+            ..base.issuer
         },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
         rotation: RotationPolicy {
             schedule: Schedule::Every(secs(every)),
             propagation: secs(max_age + stale) + SLOWEST + SKEW,
             successors,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
             verifiers: vec![Verifier { name: "slow".to_owned(), sees_new: SLOWEST, keeps_old: Some(SLOWEST) }],
             clock_skew: SKEW,
-            staleness_limit: Span::ZERO,
-            publish_lag: Span::ZERO,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: secs(max_ttl),
-            default_ttl: secs(max_ttl),
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        tokens: TokenPolicy { max_ttl: secs(max_ttl), default_ttl: secs(max_ttl), ..base.tokens },
+        ..base
     }
 }
 

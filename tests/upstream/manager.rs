@@ -11,9 +11,8 @@ use jwksd::http::listener::{BoundListener, Drained, ListenAddress, ListenerOptio
 use jwksd::http::middleware::{HostPolicy, guard_host};
 use jwksd::http::replication::{MOST_CONNECTIONS, ReplicationState, router};
 use jwksd::http::tls::{ClientCertificates, Tls, TlsFiles};
-use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
-use jwksd::keyring::policy::{Bootstrap, Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
+use jwksd::keyring::policy::{Discovery, IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
 use jwksd::keyring::record::{Journal, Keyring};
 use jwksd::keyring::schedule::Schedule;
 use jwksd::keyring::time::{Span, Timestamp};
@@ -207,38 +206,24 @@ fn keyring(keyset: &Name, lineage: &str) -> Keyring {
 }
 
 fn policy() -> Policy {
+    let base = crate::policy::policy("main", ISSUER);
     Policy {
         issuer: IssuerPolicy {
-            name: name("main"),
-            url: ISSUER.to_owned(),
             max_age: Span::MINUTE,
-            stale_if_error: Span::ZERO,
             caches: vec![Span::MINUTE],
-            jwks_paths: Vec::new(),
             discovery: Discovery::Minimal,
-            probes: Vec::new(),
+            ..base.issuer
         },
-        algorithm: Algorithm::Es256,
-        backend: "local".to_owned(),
         rotation: RotationPolicy {
             schedule: Schedule::Every(Span::DAY),
             propagation: Span::HOUR,
             successors: 2,
-            overlap_extra: Span::ZERO,
-            bootstrap: Bootstrap::Wait,
-            verifiers: Vec::new(),
             clock_skew: Span::MINUTE,
             staleness_limit: Span::HOUR,
             publish_lag: Span::MINUTE,
+            ..base.rotation
         },
-        tokens: TokenPolicy {
-            max_ttl: Span::HOUR,
-            default_ttl: Span::MINUTE,
-            required_claims: Vec::new(),
-            forbidden_claims: Vec::new(),
-            audiences: Vec::new(),
-            types: vec!["JWT".to_owned()],
-            backdate: Span::ZERO,
-        },
+        tokens: TokenPolicy { max_ttl: Span::HOUR, ..base.tokens },
+        ..base
     }
 }
