@@ -9,9 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::{AUTHORIZATION, ETAG, IF_MATCH};
+use http::header::{AUTHORIZATION, ETAG};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,8 +17,8 @@ use serde_json::Value;
 use super::access::Notes;
 use super::audit::{AuditPage, AuditQuery};
 use super::auth::{Authenticator, Source, Unauthorized};
+use super::call::{Call, fingerprint_of, problem_of, problem_of_refusal};
 use super::certificate::{Certificates, ClientCertificate};
-use super::conditional::{self, Demand};
 use super::json::OptionalJson;
 use super::listener::Peer;
 use super::openapi::ProblemBody;
@@ -29,11 +27,11 @@ use super::view::{HoldView, KeysetView};
 use crate::backend::RemoteFound;
 use crate::backend::material::PrivateKeyMaterial;
 use crate::config::Role;
-use crate::engine::whole::{ClockAnswer, WholeRequest};
-use crate::engine::{CommandError, Engine, KeysetCell};
-use crate::keyring::decide::{Confirmation, Idempotency, Intent, Outcome, Refusal, Request as Wish};
+use crate::engine::whole::ClockAnswer;
+use crate::engine::{Engine, KeysetCell};
+use crate::keyring::decide::{Confirmation, Intent, Outcome, Refusal};
 use crate::keyring::name::Name;
-use crate::keyring::time::{Span, Timestamp};
+use crate::keyring::time::Timestamp;
 
 /// Re-reads configuration, tokens and certificates; in the composition root's hands.
 pub type Reload =
@@ -56,12 +54,6 @@ pub(super) struct Actor {
     pub name: Name,
     pub role: Role,
 }
-
-/// While the seal is out of reach it is tried at least this often.
-pub(super) const SEAL_RETRY_SECONDS: u64 = 5;
-
-/// Longest reason that is kept.
-const REASON_MAX: usize = 1000;
 
 pub fn router(state: AdminState) -> Router {
     let page = state.page;
@@ -423,15 +415,6 @@ pub(super) async fn audit(
     Ok(Json(page).into_response())
 }
 
-/// A changing call as it came.
-pub(super) struct Call {
-    pub action: &'static str,
-    pub actor: Actor,
-    pub headers: HeaderMap,
-    /// Digest of the body.
-    pub body: String,
-}
-
 impl AdminState {
     /// Who sends a token wants to be known by it: a wrong one is a failed login, whatever the connection proves.
     async fn identify(
@@ -514,166 +497,10 @@ impl AdminState {
     }
 }
 
-impl Call {
-    fn wish(&self, intent: Intent, reason: Option<String>, dry_run: bool) -> Result<Wish, Problem> {
-        Ok(Wish {
-            intent,
-            actor: self.actor.name.to_string(),
-            reason: checked_reason(reason)?,
-            dry_run,
-            if_generation: if_match(&self.headers)?,
-            idempotency: self.idempotency()?,
-        })
-    }
-
-    /// As [`wish`](Self::wish), for what concerns no single keyset.
-    fn whole(&self, reason: Option<String>, dry_run: bool) -> Result<WholeRequest, Problem> {
-        Ok(WholeRequest {
-            actor: self.actor.name.to_string(),
-            reason: checked_reason(reason)?,
-            dry_run,
-            if_generation: if_match(&self.headers)?,
-            idempotency: self.idempotency()?,
-        })
-    }
-
-    fn idempotency(&self) -> Result<Option<Idempotency>, Problem> {
-        let mut values = self.headers.get_all("idempotency-key").iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        // A tab is no part of it, though of a header it may be.
-        let valid = |key: &&str| (1..=255).contains(&key.len()) && !key.contains('\t');
-        let key = value.to_str().ok().filter(valid).filter(|_| values.next().is_none());
-        let key = key.ok_or(ProblemType::IdempotencyKeyInvalid)?.to_owned();
-        let fingerprint = fingerprint_of(&(self.actor.name.as_str(), self.action, &self.body));
-        Ok(Some(Idempotency { key, fingerprint }))
-    }
-}
-
-/// SHA-256 of a value's JSON, base64url.
-pub(super) fn fingerprint_of(value: &impl Serialize) -> String {
-    let json = serde_json::to_vec(value).unwrap_or_default();
-    URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &json))
-}
-
-/// The generations of which what is to be changed must have one; `None` where any will do.
-fn if_match(headers: &HeaderMap) -> Result<Option<Vec<u64>>, Problem> {
-    if !headers.contains_key(IF_MATCH) {
-        return Ok(None);
-    }
-    match conditional::demand(headers.get_all(IF_MATCH).iter()) {
-        Some(Demand::Anything) => Ok(None),
-        // Tags are compared letter by letter: "044" is none of ours.
-        Some(Demand::OneOf(tags)) => {
-            let ours = |tag: &String| tag.parse().ok().filter(|generation: &u64| generation.to_string() == *tag);
-            Ok(Some(tags.iter().filter_map(ours).collect()))
-        }
-        None => {
-            let detail = "If-Match must be * or ETags of what is to be changed, such as \"44\" with its quotes.";
-            Err(Problem::new(ProblemType::MalformedRequest).detail(detail))
-        }
-    }
-}
-
-fn checked_reason(reason: Option<String>) -> Result<Option<String>, Problem> {
-    match reason {
-        Some(reason) if reason.chars().count() > REASON_MAX => {
-            let detail = format!("reason may have at most {REASON_MAX} characters.");
-            Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
-        }
-        // Logs and terminals show it.
-        Some(reason) if reason.contains(|c: char| c.is_control() && c != '\n' && c != '\t') => {
-            let detail = "reason may not contain control characters.";
-            Err(Problem::new(ProblemType::ValueNotAllowed).detail(detail))
-        }
-        reason => Ok(reason.filter(|reason| !reason.trim().is_empty())),
-    }
-}
-
 pub(super) fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> Problem {
     Problem::new(ProblemType::MalformedRequest).detail(rejection.body_text())
 }
 
 pub(super) fn etag(generation: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
-}
-
-fn problem_of(error: &CommandError) -> Problem {
-    match error {
-        CommandError::Refused(refusal) => problem_of_refusal(refusal),
-        CommandError::Sealed => Problem::new(ProblemType::SealUnavailable).cause(error).retry_after(SEAL_RETRY_SECONDS),
-        CommandError::ReadOnly => Problem::new(ProblemType::ReadOnlyReplica),
-        CommandError::Frozen { reason } => {
-            Problem::new(ProblemType::KeysetFrozen).detail(format!("The keyset is frozen: {reason}"))
-        }
-        CommandError::Store { .. } => Problem::new(ProblemType::StoreUnavailable).cause(error).retry_after(1),
-        CommandError::Backend { .. } => Problem::new(ProblemType::BackendUnavailable).cause(error).retry_after(1),
-        CommandError::KidTaken { .. } => Problem::new(ProblemType::AlreadyImported).detail(error.to_string()),
-    }
-}
-
-fn problem_of_refusal(refusal: &Refusal) -> Problem {
-    let (kind, next) = match refusal {
-        Refusal::GenerationMismatch { .. } => (ProblemType::GenerationMismatch, None),
-        Refusal::IdempotencyKeyReused => (ProblemType::IdempotencyKeyReused, None),
-        Refusal::NoStandby { next_standby_at } => (ProblemType::NoStandby, *next_standby_at),
-        Refusal::AlgorithmUnconfirmed { .. } | Refusal::AlgorithmMismatch { .. } => {
-            (ProblemType::AlgorithmUnconfirmed, None)
-        }
-        Refusal::JwksFull { next_standby_at } => (ProblemType::JwksFull, *next_standby_at),
-        Refusal::Drained => (ProblemType::KeysetDrained, None),
-        Refusal::Degraded => (ProblemType::KeysetDegraded, None),
-        Refusal::Absent => (ProblemType::KeysetNotConfigured, None),
-        Refusal::ClockFrozen => (ProblemType::ClockFrozen, None),
-        Refusal::NothingToRollBack { .. } => (ProblemType::NothingToRollBack, None),
-        Refusal::UnknownKey { .. } => (ProblemType::UnknownKey, None),
-        Refusal::AlreadyRetired => (ProblemType::AlreadyRetired, None),
-        Refusal::HoldInThePast { .. } => (ProblemType::HoldInvalid, None),
-        Refusal::ImportRefused { .. } => (ProblemType::ImportRefused, None),
-        Refusal::AlreadyImported { .. } => (ProblemType::AlreadyImported, None),
-    };
-    let mut problem = Problem::new(kind).detail(refusal.to_string());
-    if let Refusal::NoStandby { .. } | Refusal::JwksFull { .. } = refusal {
-        problem = problem.member("next_standby_at", next.map(|at| at.to_rfc3339()));
-    }
-    problem
-}
-
-/// A duration in a request: `"10m"`, `"1h30m"` or integer seconds (DESIGN §7).
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct DurationBody(pub Span);
-
-impl<'de> Deserialize<'de> for DurationBody {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Seconds(f64),
-            Text(String),
-        }
-        let seconds = match Either::deserialize(deserializer) {
-            Ok(Either::Text(text)) => return Span::parse(&text).map(DurationBody).map_err(serde::de::Error::custom),
-            Ok(Either::Seconds(seconds)) => Span::from_json_seconds(seconds),
-            Err(_) => None,
-        };
-        let span = seconds.filter(|span| span.as_secs() <= i64::from(u32::MAX));
-        let wrong = || serde::de::Error::custom("must be a duration such as \"10m\", or whole seconds such as 600");
-        span.map(DurationBody).ok_or_else(wrong)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_seconds_are_a_duration_however_json_writes_them() {
-        let read = |text: &str| serde_json::from_str::<DurationBody>(text).map(|body| body.0).ok();
-        for same in ["600", "600.0", "6e2", "\"10m\""] {
-            assert_eq!(read(same), Some(Span::MINUTE.times(10)), "{same}");
-        }
-        assert_eq!(read("4294967295"), Some(Span::from_secs(4_294_967_295)));
-        for wrong in ["600.5", "-1", "4294967296", "1e300", "true", "null", "\"10\"", "[600]"] {
-            assert_eq!(read(wrong), None, "{wrong}");
-        }
-    }
 }

@@ -8,7 +8,9 @@ use http::header::ETAG;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::admin::{Actor, AdminState, Call, DurationBody, etag, fingerprint_of};
+use super::admin::{Actor, AdminState, etag};
+use super::call::{Call, fingerprint_of};
+use super::duration::DurationBody;
 use super::json::JsonBody;
 use super::openapi::ProblemBody;
 use super::problem::{Problem, ProblemType};

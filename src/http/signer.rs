@@ -278,7 +278,7 @@ fn failure_problem(engine: &Engine, cell: &KeysetCell, failure: &SignFailure) ->
         SigningFailure::StaleKeyring => (ProblemType::StaleKeyring, 1),
         SigningFailure::Overload => (ProblemType::Overload, 1),
         SigningFailure::BackendUnavailable if engine.is_sealed() => {
-            (ProblemType::SealUnavailable, super::admin::SEAL_RETRY_SECONDS)
+            (ProblemType::SealUnavailable, super::call::SEAL_RETRY_SECONDS)
         }
         SigningFailure::BackendUnavailable => (ProblemType::BackendUnavailable, 1),
         SigningFailure::BackendTimeout => (ProblemType::BackendTimeout, 1),
