@@ -138,6 +138,7 @@ impl World {
                 }
             }
             Event::Jump { seat, by, lasts } => self.jump(seat % count, by, lasts),
+            Event::Show { location, shown, lasts } => self.show(location, shown, lasts),
         }
         Ok(())
     }
@@ -353,6 +354,7 @@ impl World {
         self.backup = None;
         self.stats.places = self.common.doom.is_over();
         self.put_back()?;
+        self.common.locations.heal();
         self.common.kms.set_mood(Mood::Well);
         self.kms_well_since = self.kms_well_since.min(now + 20_000);
         self.set_store_clock(0);

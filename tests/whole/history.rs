@@ -12,6 +12,7 @@ use jwksd::keyring::timing::{self, Severity};
 
 use crate::audience::Class;
 use crate::kms;
+use crate::probes::{self, Shown};
 use crate::random::Random;
 use crate::world::KEYSETS;
 
@@ -125,10 +126,20 @@ pub enum Event {
         by: i64,
         lasts: i64,
     },
+    /// Something is wrong with a location that probes look at.
+    Show {
+        location: usize,
+        shown: Shown,
+        lasts: i64,
+    },
 }
 
 /// Where the randomness of changes in several steps begins.
 const CHANGES: u64 = 0xc4a9;
+
+/// Where that of probes begins, and again that of what becomes of them.
+const PROBES: u64 = 0x9b0e;
+pub const PROBING: u64 = 0x100c;
 
 /// What stays the same for a whole history.
 #[derive(Clone, Debug)]
@@ -150,6 +161,8 @@ pub struct Setup {
     /// A lie: what the KMS confirmed is gone some time later.
     pub loses_keys: bool,
     pub policies: Vec<Policy>,
+    /// Places that probes may look at.
+    pub locations: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -193,6 +206,7 @@ impl History {
             // Replicas that look less often have fewer moments at which to die.
             history.setup.policies.iter_mut().for_each(slow_down);
         }
+        history.setup.probe(if shared { 2 } else { 0 }, |_| true);
         let every = every(&history.setup.policies[0]).as_millis();
         let events = [
             (120, Event::Rotate { seat: 0, early: false }),
@@ -216,7 +230,7 @@ impl History {
 
     pub fn draw(seed: u64, mix: Mix) -> History {
         let mut random = Random::new(seed);
-        let setup = Setup::draw(seed, mix, &mut random);
+        let mut setup = Setup::draw(seed, mix, &mut random);
         let every = setup.policies.iter().map(|policy| every(policy).as_millis()).max().unwrap();
         let lasts = every * mix.rotations();
         let faults = match mix {
@@ -227,6 +241,7 @@ impl History {
             .map(|_| (1 + i64::try_from(random.below(lasts.unsigned_abs())).unwrap(), draw_event(&setup, &mut random)))
             .collect();
         events.extend(draw_change(&setup, lasts, every));
+        events.extend(draw_probes(&mut setup, lasts));
         events.sort_by_key(|(at, _)| *at);
         History { setup, events, lasts }
     }
@@ -297,6 +312,24 @@ fn draw_change(setup: &Setup, lasts: i64, every: i64) -> Vec<(i64, Event)> {
     }
 }
 
+/// Probes in some of the histories, and what is wrong with the locations that they look at. Drawn as changes are.
+fn draw_probes(setup: &mut Setup, lasts: i64) -> Vec<(i64, Event)> {
+    let mut random = Random::new(setup.seed ^ PROBES);
+    if random.below(4) > 0 {
+        return Vec::new();
+    }
+    // The first policy looks at all of them, the others perhaps at fewer.
+    let locations = 1 + random.below(probes::MOST as u64) as usize;
+    setup.probe(locations, |policy| policy == 0 || random.below(3) > 0);
+    let mut some = |most: i64| i64::try_from(random.below(most.unsigned_abs())).unwrap();
+    let count = some(5);
+    let show = |_| {
+        let (location, shown) = (some(probes::MOST as i64) as usize, Shown::BAD[some(3) as usize]);
+        (1 + some(lasts), Event::Show { location, shown, lasts: 500 + some(60_000) })
+    };
+    (0..count).map(show).collect()
+}
+
 /// Mostly as far as may be.
 pub fn ahead(setup: &Setup, random: &mut Random) -> i64 {
     match random.below(4) {
@@ -334,6 +367,7 @@ impl Setup {
             flaky: if random.below(3) == 0 { 20 } else { 0 },
             loses_keys: false,
             policies: Vec::new(),
+            locations: 0,
         };
         while setup.policies.len() < 3 {
             let policy = setup.draw_policy(skew, mix, random);
@@ -342,6 +376,14 @@ impl Setup {
             }
         }
         setup
+    }
+
+    /// Has every policy look at those of so many locations that are `wanted`.
+    fn probe(&mut self, locations: usize, mut wanted: impl FnMut(usize) -> bool) {
+        self.locations = locations;
+        for (number, policy) in self.policies.iter_mut().enumerate() {
+            policy.issuer.probes = (0..locations).filter(|_| wanted(number)).map(probes::url).collect();
+        }
     }
 
     /// Whether `jwksd check` takes it for every keyset.

@@ -26,6 +26,23 @@ struct Body<'a> {
     #[serde(borrow)]
     keys: Vec<Entry<'a>>,
     drained: bool,
+    policy: Policy,
+}
+
+#[derive(Deserialize)]
+struct Policy {
+    issuer: Issuer,
+    rotation: Rotation,
+}
+
+#[derive(Deserialize)]
+struct Issuer {
+    probes: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Rotation {
+    propagation: i64,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +106,10 @@ pub struct Record {
     pub generation: u64,
     pub keys: BTreeMap<u64, Kept>,
     pub drained: bool,
+    /// The locations that have to show a key before it signs.
+    pub probes: Vec<String>,
+    /// In milliseconds.
+    pub propagation: i64,
 }
 
 impl Record {
@@ -106,7 +127,8 @@ impl Record {
             keys.insert(entry.serial, Kept { id, state, early: entry.unpropagated, has_private });
         }
         let (lineage, drained) = (record.lineage.into_owned(), record.body.drained);
-        Ok(Record { lineage, generation: record.generation, keys, drained })
+        let Policy { issuer: Issuer { probes }, rotation: Rotation { propagation } } = record.body.policy;
+        Ok(Record { lineage, generation: record.generation, keys, drained, probes, propagation })
     }
 
     pub fn active(&self) -> Option<KeyId> {
@@ -120,6 +142,8 @@ pub struct Promotion {
     pub to: KeyId,
     /// The former key was of another algorithm.
     pub changes_algorithm: bool,
+    /// It signs for the first time, and not before everyone could see it.
+    pub has_waited: bool,
 }
 
 /// Every keyring that was ever stored.
@@ -174,6 +198,12 @@ impl Records {
         };
         let waits = |key: &Kept| matches!(key.state, State::Pending | State::Standby);
         record.keys.values().any(|key| waits(key) && pair(key.id).algorithm() != pair(*last).algorithm())
+    }
+
+    /// Keys that are published and do not sign yet.
+    pub fn waiting(&self) -> impl Iterator<Item = KeyId> {
+        let keys = self.stored.values().flat_map(|record| record.keys.values());
+        keys.filter(|key| matches!(key.state, State::Pending | State::Standby)).map(|key| key.id)
     }
 
     /// Where the record of a key is, and what it says.
@@ -305,7 +335,8 @@ impl Records {
                         key.id
                     ));
                 }
-                Ok(Some(Promotion { to: key.id, changes_algorithm: changes }))
+                let has_waited = begins && count > 0 && !key.early;
+                Ok(Some(Promotion { to: key.id, changes_algorithm: changes, has_waited }))
             }
             _ => Err(format!("{document}: two keys sign")),
         }

@@ -18,6 +18,7 @@ use crate::history::{self, Event, History, Setup};
 use crate::keys::KeyId;
 use crate::kms::Kms;
 use crate::life::{Doom, StoreClock, Truth};
+use crate::probes::{Locations, Probed};
 use crate::random::Random;
 use crate::records::Records;
 use crate::seat::{Common, Seat, declare};
@@ -48,6 +49,8 @@ pub struct Stats {
     pub faults: u64,
     pub fetches: u64,
     pub places: u64,
+    /// Documents that probes were shown.
+    pub samples: u64,
 }
 
 impl Stats {
@@ -72,6 +75,7 @@ impl Stats {
             (&mut self.faults, other.faults),
             (&mut self.fetches, other.fetches),
             (&mut self.places, other.places),
+            (&mut self.samples, other.samples),
         ];
         for (sum, more) in pairs {
             *sum += more;
@@ -100,6 +104,7 @@ pub enum Due {
     PutBack,
     KmsHeals,
     ClockHeals(usize),
+    LocationHeals(usize),
     Start(usize),
     /// Applications ask one replica, or all, for a token of each keyset.
     Sign {
@@ -154,6 +159,9 @@ pub struct World {
     pub next_token: u64,
     pub stats: Stats,
     pub random: Random,
+    /// The turns of a balancer that probes ask.
+    pub probing: Random,
+    pub probed: Probed,
     pub notes: Arc<Mutex<Vec<Note>>>,
     /// The newest copy, in whose place an older one is.
     pub newest: Option<Copy>,
@@ -219,7 +227,9 @@ impl World {
         kms.add_foreign();
         let skew = setup.policies[0].rotation.clock_skew;
         let seal = Arc::new(FileKey::ephemeral());
-        let common = Common { truth, doom, hub, kms, seal, is_single: setup.is_single, skew };
+        let probing = Random::new(setup.seed ^ !history::PROBING);
+        let locations = Locations::new(setup.locations, probing, hub.clone());
+        let common = Common { truth, doom, hub, kms, seal, locations, is_single: setup.is_single, skew };
         let mut seats = Vec::new();
         for (number, role) in setup.roles.iter().enumerate() {
             let ahead = history::ahead(&setup, &mut random);
@@ -238,6 +248,8 @@ impl World {
             next_token: 0,
             stats: Stats::default(),
             random,
+            probing: Random::new(setup.seed ^ history::PROBING),
+            probed: Probed::default(),
             notes: Arc::default(),
             newest: None,
             backup: None,
@@ -317,6 +329,7 @@ impl World {
             Due::PutBack => self.put_back()?,
             Due::KmsHeals => self.common.kms.set_mood(crate::kms::Mood::Well),
             Due::ClockHeals(seat) => self.set_clock(seat, 0),
+            Due::LocationHeals(location) => self.location_heals(location)?,
             Due::Start(seat) => self.start(seat),
             Due::Sign { all } => self.sign(all).await?,
             Due::Routine => {
@@ -396,7 +409,9 @@ impl World {
                 self.fall(seat, 2_000);
             }
         }
+        self.note_samples();
         self.read_writes()?;
+        self.answer_probes()?;
         let notes = std::mem::take(&mut *self.notes.lock().unwrap());
         for note in notes {
             self.heed(note)?;
@@ -419,6 +434,7 @@ impl World {
             });
             self.note_ended(&written.document);
             if let Some(promotion) = promoted {
+                self.judge_sight(&written, &promotion)?;
                 self.stats.changes += u64::from(promotion.changes_algorithm);
                 self.expect_tokens();
             }
