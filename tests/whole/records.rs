@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jwksd::store::Document;
 use serde::Deserialize;
 
-use crate::keys::{KeyId, id_of, pair};
+use crate::keys::{KeyId, id_of, is_earlier, pair};
 use crate::kms::id_in;
 
 /// An emergency that no replica could carry on with may last for so long, in milliseconds.
@@ -286,7 +286,10 @@ impl Records {
             return Err(format!("{document}: serial {serial} is stored a second time, as key {}", key.id));
         }
         let was = before.keys.get(&serial);
-        if !may_become(was.map(|was| was.state), key.state) {
+        // A key from elsewhere joins as what it can be, and one that is not wanted any more stays until its tokens expire.
+        let is_relieved = was.is_some_and(|was| was.state == State::Standby) && key.state == State::Retiring;
+        let may = is_earlier(key.id) && (was.is_none() || is_relieved);
+        if !may && !may_become(was.map(|was| was.state), key.state) {
             return Err(format!("{document}: key {} goes from {was:?} to {:?}", key.id, key.state));
         }
         if was.is_some_and(|was| was.has_private && !key.has_private) && !key.state.has_ended() {

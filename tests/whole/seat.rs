@@ -224,6 +224,7 @@ impl Boot {
         let clock = Arc::new(TrustedClock::new(self.machine.clone(), self.common.skew));
         let client = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth, self.common.is_single);
         let account = self.account(client.clone(), &ledger);
+        let importer = client.clone();
         let backend = account.clone().map_or(client as Arc<dyn Backend>, |account| account);
         let settings = Settings {
             sign_deadline: Span::from_secs(2),
@@ -233,7 +234,8 @@ impl Boot {
             publishes: true,
         };
         let metrics = Arc::new(Metrics::new());
-        let engine = Engine::with_entropy(clock, ledger, [backend], None, metrics, settings, self.entropy.clone());
+        let engine =
+            Engine::with_entropy(clock, ledger, [backend], Some(importer), metrics, settings, self.entropy.clone());
         let declared = if self.role == ReplicaRole::Signer { &[][..] } else { &self.declared };
         engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
         let mut begin = tokio::spawn(begin(engine.clone()));

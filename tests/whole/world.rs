@@ -15,6 +15,7 @@ use jwksd::store::Document;
 
 use crate::audience::{Audience, Origin, Served};
 use crate::history::{self, Event, History, Setup};
+use crate::imports::Imports;
 use crate::keys::KeyId;
 use crate::kms::Kms;
 use crate::life::{Doom, StoreClock, Truth};
@@ -51,6 +52,9 @@ pub struct Stats {
     pub places: u64,
     /// Documents that probes were shown.
     pub samples: u64,
+    pub imports: u64,
+    /// Tokens that issuers signed which were there before.
+    pub earlier: u64,
 }
 
 impl Stats {
@@ -76,6 +80,8 @@ impl Stats {
             (&mut self.fetches, other.fetches),
             (&mut self.places, other.places),
             (&mut self.samples, other.samples),
+            (&mut self.imports, other.imports),
+            (&mut self.earlier, other.earlier),
         ];
         for (sum, more) in pairs {
             *sum += more;
@@ -162,6 +168,9 @@ pub struct World {
     /// The turns of a balancer that probes ask.
     pub probing: Random,
     pub probed: Probed,
+    /// The tokens of issuers that were there before.
+    pub importing: Random,
+    pub imports: Imports,
     pub notes: Arc<Mutex<Vec<Note>>>,
     /// The newest copy, in whose place an older one is.
     pub newest: Option<Copy>,
@@ -223,7 +232,13 @@ impl World {
         let error = setup.ahead_max;
         let hub =
             Shelf::new(StoreClock { truth, ahead: AtomicI64::new(if random.below(2) == 0 { error } else { -error }) });
-        let kms = Kms::new(random.fork(), Random::new(setup.seed ^ PACE), setup.is_remote, setup.is_account());
+        let kms = Kms::new(
+            random.fork(),
+            Random::new(setup.seed ^ PACE),
+            setup.backend(),
+            setup.is_remote,
+            setup.is_account(),
+        );
         kms.add_foreign();
         let skew = setup.policies[0].rotation.clock_skew;
         let seal = Arc::new(FileKey::ephemeral());
@@ -250,6 +265,8 @@ impl World {
             random,
             probing: Random::new(setup.seed ^ history::PROBING),
             probed: Probed::default(),
+            importing: Random::new(setup.seed ^ history::IMPORTING),
+            imports: Imports::new(),
             notes: Arc::default(),
             newest: None,
             backup: None,
@@ -433,6 +450,7 @@ impl World {
                 None => format!("{who} writes generation {generation}"),
             });
             self.note_ended(&written.document);
+            self.follow_earlier(&written.document);
             if let Some(promotion) = promoted {
                 self.judge_sight(&written, &promotion)?;
                 self.stats.changes += u64::from(promotion.changes_algorithm);
