@@ -1,7 +1,7 @@
 //! A deterministic simulation of the whole: the real engine and its tasks, replicas with roles, on simulated clocks, stores,
 //! a KMS (or an account of AWS KMS behind the real backend) and networks, with crashes at any await, operators and
-//! configurations at bad moments, changes of algorithm, drains and recoveries, caching layers, balancers and verifiers.
-//! Imports, probes and publishers are not in it.
+//! configurations at bad moments, changes of algorithm, drains and recoveries, caching layers, balancers and verifiers, and
+//! probes of what these are served, and keys of issuers that were there before. Publishers are not in it.
 //!
 //! The oracle and the verifiers decide nothing with `src/keyring`: they read stored records and served documents as JSON,
 //! and know the time. A history that fails is shrunk and printed; `JWKSD_WHOLE_SEED=…` repeats one.
@@ -18,6 +18,8 @@ mod core;
 mod events;
 #[path = "whole/history.rs"]
 mod history;
+#[path = "whole/imports.rs"]
+mod imports;
 #[path = "whole/keys.rs"]
 mod keys;
 #[path = "whole/kms.rs"]
@@ -26,6 +28,8 @@ mod kms;
 mod life;
 #[path = "whole/oracle.rs"]
 mod oracle;
+#[path = "whole/probes.rs"]
+mod probes;
 #[path = "simulation/random.rs"]
 #[allow(dead_code, reason = "its seeds are never drawn by the system")]
 mod random;
@@ -138,7 +142,13 @@ fn no_promise_is_broken() {
             assert!(rare.iter().all(|count| *count > 10), "{stats:?}");
         }
         let long = stats.rotations > 3_000;
-        let several = [stats.changes, stats.drains, if mix == Mix::Turmoil { stats.raced } else { stats.recovered }];
+        let several = [
+            stats.changes,
+            stats.drains,
+            stats.samples,
+            stats.earlier,
+            if mix == Mix::Turmoil { stats.raced } else { stats.recovered },
+        ];
         assert!(!long || several.iter().all(|count| *count > 10), "{stats:?}");
         played += stats.rotations;
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::keys::{KeyId, id_of, pair};
@@ -15,6 +16,8 @@ pub struct Served {
     /// In milliseconds.
     pub max_age: i64,
     pub stale_if_error: i64,
+    pub body: Bytes,
+    pub cache_control: String,
 }
 
 #[derive(Deserialize)]
@@ -38,8 +41,8 @@ struct Jwk<'a> {
 }
 
 impl Served {
-    pub fn parse(body: &[u8], cache_control: &str) -> Result<Served, String> {
-        let jwks: Jwks<'_> = serde_json::from_slice(body).map_err(|error| format!("no key set: {error}"))?;
+    pub fn parse(body: Bytes, cache_control: &str) -> Result<Served, String> {
+        let jwks: Jwks<'_> = serde_json::from_slice(&body).map_err(|error| format!("no key set: {error}"))?;
         let mut keys = Vec::with_capacity(jwks.keys.len());
         for jwk in &jwks.keys {
             let id = id_of(jwk.kid).ok_or_else(|| format!("{} was never made", jwk.kid))?;
@@ -58,7 +61,20 @@ impl Served {
             let found = cache_control.split(", ").find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
             found.map_or(0, |seconds| seconds.parse::<i64>().unwrap() * 1000)
         };
-        Ok(Served { keys, max_age: seconds("max-age"), stale_if_error: seconds("stale-if-error") })
+        let (max_age, stale_if_error) = (seconds("max-age"), seconds("stale-if-error"));
+        Ok(Served { keys, max_age, stale_if_error, body, cache_control: cache_control.to_owned() })
+    }
+
+    /// What another issuer serves.
+    pub fn foreign() -> Arc<Served> {
+        let body = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA","kid":"theirs","use":"sig","alg":"EdDSA"}]}"#;
+        Arc::new(Served {
+            keys: Vec::new(),
+            max_age: 0,
+            stale_if_error: 0,
+            body: Bytes::from_static(body.as_bytes()),
+            cache_control: String::new(),
+        })
     }
 }
 
@@ -233,6 +249,15 @@ impl Audience {
             self.failures += 1;
             return None;
         }
+        self.layered(edge, now, origin)
+    }
+
+    /// The same of somebody who looks what is served there, and when a replica answered with it.
+    pub fn through(&mut self, edge: Option<usize>, now: i64, origin: &mut impl Origin) -> Option<(Arc<Served>, i64)> {
+        self.layered(edge, now, origin).map(|held| (held.served, held.born))
+    }
+
+    fn layered(&mut self, edge: Option<usize>, now: i64, origin: &mut impl Origin) -> Option<Held> {
         let mut ask = || origin.ask().map(|served| Held { served, got: now, born: now });
         let Some(edge) = edge else { return ask() };
         let shield = &mut self.shields[edge % 2];

@@ -138,6 +138,9 @@ impl World {
                 }
             }
             Event::Jump { seat, by, lasts } => self.jump(seat % count, by, lasts),
+            Event::Import(import) => self.import(import),
+            Event::RevokeEarlier { seat, number } => self.revoke_earlier(seat, number),
+            Event::Show { location, shown, lasts } => self.show(location, shown, lasts),
         }
         Ok(())
     }
@@ -168,13 +171,13 @@ impl World {
     }
 
     /// Something an operator does at one replica; a refusal is an answer like any other.
-    fn operate(&mut self, number: usize, intent: Intent) {
+    pub fn operate(&mut self, number: usize, intent: Intent) {
         let (seat, keyset) = (number % self.seats.len(), self.keyset_of(number));
         self.operate_on(seat, keyset, intent);
     }
 
     /// Events name replicas by larger numbers than there are: what is left over says which keyset.
-    fn keyset_of(&self, number: usize) -> &'static str {
+    pub fn keyset_of(&self, number: usize) -> &'static str {
         KEYSETS[number / self.seats.len() % self.setup.keysets]
     }
 
@@ -291,7 +294,9 @@ impl World {
         let Some((older, made_at)) = self.saved.take() else { return Ok(()) };
         let Some(served) = self.seats[0].serve(now)? else { return Ok(()) };
         // Revocations and longer lives that nobody remembers are lost, and nobody promises anything else.
-        let forgets = self.configured_at >= made_at || self.records.revoked.values().any(|(_, at)| *at >= made_at);
+        let forgets = self.configured_at >= made_at
+            || !self.imports.is_empty()
+            || self.records.revoked.values().any(|(_, at)| *at >= made_at);
         if forgets || self.jumped_until[0] > now {
             return Ok(());
         }
@@ -353,6 +358,7 @@ impl World {
         self.backup = None;
         self.stats.places = self.common.doom.is_over();
         self.put_back()?;
+        self.common.locations.heal();
         self.common.kms.set_mood(Mood::Well);
         self.kms_well_since = self.kms_well_since.min(now + 20_000);
         self.set_store_clock(0);
@@ -405,6 +411,10 @@ impl World {
                 };
                 self.tell_of(seat, || format!("answers {keyset} {what}: {told}"));
                 let Ok(outcome) = answer else { return Ok(()) };
+                if outcome.action == "import" {
+                    let keys = outcome.changes.iter().filter_map(|change| id_of(change.kid.as_str()));
+                    self.judge_import(&self.seats[seat].name, &keys.collect::<Vec<_>>())?;
+                }
                 let revoked = outcome.changes.iter().filter(|change| change.to == KeyState::Revoked);
                 let revoked: Vec<KeyId> = revoked.filter_map(|change| id_of(change.kid.as_str())).collect();
                 if !revoked.is_empty() && process == self.seats[seat].number() {

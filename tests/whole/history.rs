@@ -2,6 +2,7 @@
 //! it can be left out to see whether the rest still fails.
 
 use jwksd::aws_kms::AWS_KMS;
+use jwksd::backend::local::LOCAL;
 use jwksd::engine::ReplicaRole;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::name::Name;
@@ -11,7 +12,9 @@ use jwksd::keyring::time::Span;
 use jwksd::keyring::timing::{self, Severity};
 
 use crate::audience::Class;
+use crate::imports::Import;
 use crate::kms;
+use crate::probes::{self, Shown};
 use crate::random::Random;
 use crate::world::KEYSETS;
 
@@ -125,10 +128,30 @@ pub enum Event {
         by: i64,
         lasts: i64,
     },
+    /// The key of an issuer that was there before joins.
+    Import(Import),
+    RevokeEarlier {
+        seat: usize,
+        number: usize,
+    },
+    /// Something is wrong with a location that probes look at.
+    Show {
+        location: usize,
+        shown: Shown,
+        lasts: i64,
+    },
 }
 
 /// Where the randomness of changes in several steps begins.
 const CHANGES: u64 = 0xc4a9;
+
+/// Where that of probes begins, and again that of what becomes of them.
+const PROBES: u64 = 0x9b0e;
+pub const PROBING: u64 = 0x100c;
+
+/// The same of imports.
+const IMPORTS: u64 = 0x1347;
+pub const IMPORTING: u64 = 0x01d0;
 
 /// What stays the same for a whole history.
 #[derive(Clone, Debug)]
@@ -150,6 +173,10 @@ pub struct Setup {
     /// A lie: what the KMS confirmed is gone some time later.
     pub loses_keys: bool,
     pub policies: Vec<Policy>,
+    /// Places that probes may look at.
+    pub locations: usize,
+    /// Private keys from elsewhere can join.
+    pub takes_private: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -193,6 +220,7 @@ impl History {
             // Replicas that look less often have fewer moments at which to die.
             history.setup.policies.iter_mut().for_each(slow_down);
         }
+        history.setup.probe(if shared { 2 } else { 0 }, |_| true);
         let every = every(&history.setup.policies[0]).as_millis();
         let events = [
             (120, Event::Rotate { seat: 0, early: false }),
@@ -216,7 +244,7 @@ impl History {
 
     pub fn draw(seed: u64, mix: Mix) -> History {
         let mut random = Random::new(seed);
-        let setup = Setup::draw(seed, mix, &mut random);
+        let mut setup = Setup::draw(seed, mix, &mut random);
         let every = setup.policies.iter().map(|policy| every(policy).as_millis()).max().unwrap();
         let lasts = every * mix.rotations();
         let faults = match mix {
@@ -227,6 +255,8 @@ impl History {
             .map(|_| (1 + i64::try_from(random.below(lasts.unsigned_abs())).unwrap(), draw_event(&setup, &mut random)))
             .collect();
         events.extend(draw_change(&setup, lasts, every));
+        events.extend(draw_probes(&mut setup, lasts));
+        events.extend(draw_imports(&mut setup, lasts, every));
         events.sort_by_key(|(at, _)| *at);
         History { setup, events, lasts }
     }
@@ -297,6 +327,64 @@ fn draw_change(setup: &Setup, lasts: i64, every: i64) -> Vec<(i64, Event)> {
     }
 }
 
+/// Probes in some of the histories, and what is wrong with the locations that they look at. Drawn as changes are.
+fn draw_probes(setup: &mut Setup, lasts: i64) -> Vec<(i64, Event)> {
+    let mut random = Random::new(setup.seed ^ PROBES);
+    if random.below(4) > 0 {
+        return Vec::new();
+    }
+    // The first policy looks at all of them, the others perhaps at fewer.
+    let locations = 1 + random.below(probes::MOST as u64) as usize;
+    setup.probe(locations, |policy| policy == 0 || random.below(3) > 0);
+    let mut some = |most: i64| i64::try_from(random.below(most.unsigned_abs())).unwrap();
+    let count = some(5);
+    let show = |_| {
+        let (location, shown) = (some(probes::MOST as i64) as usize, Shown::BAD[some(3) as usize]);
+        (1 + some(lasts), Event::Show { location, shown, lasts: 500 + some(60_000) })
+    };
+    (0..count).map(show).collect()
+}
+
+/// Keys of issuers that were there before, in some of the histories. An operator asks several times, since answers get
+/// lost, and something goes wrong meanwhile. Drawn as changes are.
+fn draw_imports(setup: &mut Setup, lasts: i64, every: i64) -> Vec<(i64, Event)> {
+    let mut random = Random::new(setup.seed ^ IMPORTS);
+    if random.below(5) > 0 {
+        return Vec::new();
+    }
+    setup.takes_private = !setup.is_remote;
+    let backend = setup.backend().to_owned();
+    setup.policies.iter_mut().for_each(|policy| policy.backend.clone_from(&backend));
+    let mut some = |most: i64| i64::try_from(random.below(most.max(1).unsigned_abs())).unwrap();
+    let mut events = Vec::new();
+    for number in 0..1 + some(2) as usize {
+        let begin = 1_500 + if some(3) == 0 { 0 } else { some(lasts / 2) };
+        let seat = some(16) as usize % setup.keysets * setup.roles.len();
+        let is_private = setup.takes_private && some(2) == 0;
+        let life = if is_private { every + some(4 * every) } else { 1_000 + some(2 * every) };
+        let import = Import { seat, number, is_private, life, overlaps: every + some(3 * every) };
+        for after in [0, 2_000 + some(4_000), 20_000 + some(every)] {
+            events.push((begin + after, Event::Import(import)));
+        }
+        match some(4) {
+            0 => events.push((begin - 1, Event::Crash { seat, places: some(80).unsigned_abs() })),
+            1 => {
+                events.push((begin - 1, Event::Cut { seat, lasts: 500 + some(10_000), deaf: some(2) == 0, mute: true }))
+            }
+            _ => {}
+        }
+        // Two rotations one after the other are over while its tokens live.
+        if is_private {
+            let rotates = [every + some(every), 2 * every + some(every), 3 * every + some(every)];
+            events.extend(rotates.map(|after| (begin + after, Event::Rotate { seat, early: false })));
+        }
+        if some(3) == 0 {
+            events.push((begin + some(3 * every), Event::RevokeEarlier { seat, number }));
+        }
+    }
+    events
+}
+
 /// Mostly as far as may be.
 pub fn ahead(setup: &Setup, random: &mut Random) -> i64 {
     match random.below(4) {
@@ -310,6 +398,15 @@ impl Setup {
     /// Its KMS is an account of AWS KMS, used by the daemon's own backend, and it signs remotely.
     pub fn is_account(&self) -> bool {
         self.is_remote && self.seed.is_multiple_of(2)
+    }
+
+    /// As policies name what keeps the keys.
+    pub fn backend(&self) -> &'static str {
+        match (self.is_account(), self.takes_private) {
+            (true, _) => AWS_KMS,
+            (false, true) => LOCAL,
+            (false, false) => kms::NAME,
+        }
     }
 
     fn draw(seed: u64, mix: Mix, random: &mut Random) -> Setup {
@@ -334,6 +431,8 @@ impl Setup {
             flaky: if random.below(3) == 0 { 20 } else { 0 },
             loses_keys: false,
             policies: Vec::new(),
+            locations: 0,
+            takes_private: false,
         };
         while setup.policies.len() < 3 {
             let policy = setup.draw_policy(skew, mix, random);
@@ -342,6 +441,14 @@ impl Setup {
             }
         }
         setup
+    }
+
+    /// Has every policy look at those of so many locations that are `wanted`.
+    fn probe(&mut self, locations: usize, mut wanted: impl FnMut(usize) -> bool) {
+        self.locations = locations;
+        for (number, policy) in self.policies.iter_mut().enumerate() {
+            policy.issuer.probes = (0..locations).filter(|_| wanted(number)).map(probes::url).collect();
+        }
     }
 
     /// Whether `jwksd check` takes it for every keyset.
@@ -376,7 +483,7 @@ impl Setup {
                 probes: Vec::new(),
             },
             algorithm: Algorithm::Es256,
-            backend: if self.is_account() { AWS_KMS } else { kms::NAME }.to_owned(),
+            backend: self.backend().to_owned(),
             rotation: RotationPolicy {
                 schedule: Schedule::Every(Span::SECOND),
                 propagation: Span::ZERO,

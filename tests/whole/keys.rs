@@ -13,13 +13,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::jwk::{EcCurve, Kid, PublicJwk};
 use p256::ecdsa::signature::hazmat::PrehashSigner;
-use p256::pkcs8::EncodePublicKey;
+use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
 
 /// Keys that one history may have of each algorithm; none has nearly as many.
 const POOL: KeyId = 1024;
 
 /// The same of the algorithm that keysets change to; after the others.
 const OTHER_POOL: KeyId = 256;
+
+/// Keys of issuers that were there before, of the first algorithm; behind all others.
+pub const EARLIER: usize = 4;
 
 /// Number of a key in the pool: in a history every key has another one.
 pub type KeyId = u16;
@@ -58,7 +61,7 @@ static ES384: Kind = Kind {
 };
 
 static PAIRS: LazyLock<Vec<Arc<Pair>>> =
-    LazyLock::new(|| (0..POOL + OTHER_POOL).map(|id| Arc::new(Pair::new(id))).collect());
+    LazyLock::new(|| (0..POOL + OTHER_POOL + EARLIER as KeyId).map(|id| Arc::new(Pair::new(id))).collect());
 
 /// Numbers of keys of an algorithm.
 pub fn ids_of(algorithm: Algorithm) -> Range<KeyId> {
@@ -72,6 +75,15 @@ pub fn pair(id: KeyId) -> &'static Arc<Pair> {
     &PAIRS[usize::from(id)]
 }
 
+/// The key of an issuer that was there before.
+pub fn earlier(number: usize) -> KeyId {
+    POOL + OTHER_POOL + (number % EARLIER) as KeyId
+}
+
+pub fn is_earlier(id: KeyId) -> bool {
+    id >= POOL + OTHER_POOL
+}
+
 /// Which key of the pool a verifier reads in a document.
 pub fn id_of(kid: &str) -> Option<KeyId> {
     static BY_KID: LazyLock<std::collections::HashMap<String, KeyId>> =
@@ -81,7 +93,7 @@ pub fn id_of(kid: &str) -> Option<KeyId> {
 
 impl Pair {
     fn new(id: KeyId) -> Pair {
-        let kind = if id < POOL { &ES256 } else { &ES384 };
+        let kind = if id < POOL || is_earlier(id) { &ES256 } else { &ES384 };
         let mut scalar = vec![0x5a; kind.curve.coordinate_len()];
         let end = scalar.len();
         scalar[end - 8..].copy_from_slice(&(u64::from(id) + 1).to_be_bytes());
@@ -92,7 +104,9 @@ impl Pair {
         let (x, y) = point[1..].split_at(end);
         let public = PublicJwk::ec(kind.curve, x, y).unwrap();
         let coordinates = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
-        Pair { id, kid: public.thumbprint(), public, kind, scalar, point, coordinates }
+        // Those keep the names that their tokens carry.
+        let kid = if is_earlier(id) { Kid::parse(&format!("earlier-{id}")).unwrap() } else { public.thumbprint() };
+        Pair { id, kid, public, kind, scalar, point, coordinates }
     }
 
     pub fn algorithm(&self) -> Algorithm {
@@ -114,6 +128,11 @@ impl Pair {
             EcCurve::P384 => p384::PublicKey::from_sec1_bytes(&self.point).unwrap().to_public_key_der(),
         };
         der.unwrap().to_vec()
+    }
+
+    /// The private half as DER (RFC 5208 §5).
+    pub fn private_key_info(&self) -> Vec<u8> {
+        p256::SecretKey::from_slice(&self.scalar).unwrap().to_pkcs8_der().unwrap().as_bytes().to_vec()
     }
 
     /// The signature of a digest, as DER (RFC 3279 §2.2.3).

@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jwksd::backend::local::ImportPrivate;
+use jwksd::backend::material::PrivateKeyMaterial;
 use jwksd::backend::{
     Backend, BackendError, BackendErrorKind, CreatedKey, KeyIdentity, LocalSigner, RemoteSigner, Signer, StoredKey,
 };
 use jwksd::keyring::algorithm::Algorithm;
+use jwksd::keyring::jwk::Kid;
 use jwksd::keyring::name::Name;
 
 use crate::account;
-use crate::keys::{KeyId, Pair, ids_of, pair};
+use crate::keys::{KeyId, Pair, id_of, ids_of, is_earlier, pair};
 use crate::life::Life;
 use crate::random::Random;
 
@@ -86,6 +89,8 @@ impl Entry {
 pub struct Kms {
     inventory: Mutex<Inventory>,
     well: tokio::sync::Notify,
+    /// As policies name it.
+    pub name: &'static str,
     /// Signatures are made over the network, and are real.
     pub is_remote: bool,
     /// It is an account of AWS KMS.
@@ -108,7 +113,7 @@ pub(crate) struct Inventory {
 
 impl Kms {
     /// `pace` says how long signatures take.
-    pub fn new(random: Random, pace: Random, is_remote: bool, is_account: bool) -> Arc<Self> {
+    pub fn new(random: Random, pace: Random, name: &'static str, is_remote: bool, is_account: bool) -> Arc<Self> {
         let inventory = Inventory {
             entries: BTreeMap::new(),
             aliases: BTreeMap::new(),
@@ -119,7 +124,13 @@ impl Kms {
             loses: false,
             pace,
         };
-        Arc::new(Kms { inventory: Mutex::new(inventory), well: tokio::sync::Notify::new(), is_remote, is_account })
+        Arc::new(Kms {
+            inventory: Mutex::new(inventory),
+            well: tokio::sync::Notify::new(),
+            name,
+            is_remote,
+            is_account,
+        })
     }
 
     pub fn set_mood(&self, mood: Mood) {
@@ -309,7 +320,7 @@ impl Client {
 #[async_trait]
 impl Backend for Client {
     fn name(&self) -> &'static str {
-        NAME
+        self.kms.name
     }
 
     async fn create(&self, identity: &KeyIdentity, algorithm: Algorithm) -> Result<CreatedKey, BackendError> {
@@ -326,7 +337,7 @@ impl Backend for Client {
     async fn open(&self, key: &StoredKey) -> Result<Signer, BackendError> {
         self.life.pass().await;
         let id: KeyId = key.handle.parse().map_err(|_| failed("open", BackendErrorKind::NotFound))?;
-        if !self.kms.is_remote && !self.kms.inventory().signs(id) {
+        if !self.kms.is_remote && !is_earlier(id) && !self.kms.inventory().signs(id) {
             return Err(failed("open", BackendErrorKind::NotFound));
         }
         let hand = self.hand(id);
@@ -339,6 +350,23 @@ impl Backend for Client {
     async fn destroy(&self, key: &StoredKey) -> Result<(), BackendError> {
         let id: KeyId = key.handle.parse().map_err(|_| failed("destroy", BackendErrorKind::NotFound))?;
         self.act("destroy", move |inventory| inventory.destroy(id)).await
+    }
+}
+
+/// A private key from elsewhere goes with its handle, as where keys are kept in the store.
+#[async_trait]
+impl ImportPrivate for Client {
+    async fn import(
+        &self,
+        _: &KeyIdentity,
+        kid: Kid,
+        _: Algorithm,
+        material: PrivateKeyMaterial,
+    ) -> Result<CreatedKey, BackendError> {
+        let id = self.act("import", move |_| id_of(kid.as_str()).unwrap()).await?;
+        let pair = pair(id);
+        assert_eq!(*material.public(), pair.public);
+        Ok(CreatedKey { kid: pair.kid.clone(), public: pair.public.clone(), handle: id.to_string() })
     }
 }
 

@@ -95,6 +95,7 @@ impl World {
                 return Err(format!("{document} was rotated last at {at}"));
             }
         }
+        self.judge_probes()?;
         self.judge_inventory(now)
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jwksd::store::Document;
 use serde::Deserialize;
 
-use crate::keys::{KeyId, id_of, pair};
+use crate::keys::{KeyId, id_of, is_earlier, pair};
 use crate::kms::id_in;
 
 /// An emergency that no replica could carry on with may last for so long, in milliseconds.
@@ -26,6 +26,23 @@ struct Body<'a> {
     #[serde(borrow)]
     keys: Vec<Entry<'a>>,
     drained: bool,
+    policy: Policy,
+}
+
+#[derive(Deserialize)]
+struct Policy {
+    issuer: Issuer,
+    rotation: Rotation,
+}
+
+#[derive(Deserialize)]
+struct Issuer {
+    probes: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Rotation {
+    propagation: i64,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +106,10 @@ pub struct Record {
     pub generation: u64,
     pub keys: BTreeMap<u64, Kept>,
     pub drained: bool,
+    /// The locations that have to show a key before it signs.
+    pub probes: Vec<String>,
+    /// In milliseconds.
+    pub propagation: i64,
 }
 
 impl Record {
@@ -106,7 +127,8 @@ impl Record {
             keys.insert(entry.serial, Kept { id, state, early: entry.unpropagated, has_private });
         }
         let (lineage, drained) = (record.lineage.into_owned(), record.body.drained);
-        Ok(Record { lineage, generation: record.generation, keys, drained })
+        let Policy { issuer: Issuer { probes }, rotation: Rotation { propagation } } = record.body.policy;
+        Ok(Record { lineage, generation: record.generation, keys, drained, probes, propagation })
     }
 
     pub fn active(&self) -> Option<KeyId> {
@@ -120,6 +142,8 @@ pub struct Promotion {
     pub to: KeyId,
     /// The former key was of another algorithm.
     pub changes_algorithm: bool,
+    /// It signs for the first time, and not before everyone could see it.
+    pub has_waited: bool,
 }
 
 /// Every keyring that was ever stored.
@@ -174,6 +198,12 @@ impl Records {
         };
         let waits = |key: &Kept| matches!(key.state, State::Pending | State::Standby);
         record.keys.values().any(|key| waits(key) && pair(key.id).algorithm() != pair(*last).algorithm())
+    }
+
+    /// Keys that are published and do not sign yet.
+    pub fn waiting(&self) -> impl Iterator<Item = KeyId> {
+        let keys = self.stored.values().flat_map(|record| record.keys.values());
+        keys.filter(|key| matches!(key.state, State::Pending | State::Standby)).map(|key| key.id)
     }
 
     /// Where the record of a key is, and what it says.
@@ -256,7 +286,10 @@ impl Records {
             return Err(format!("{document}: serial {serial} is stored a second time, as key {}", key.id));
         }
         let was = before.keys.get(&serial);
-        if !may_become(was.map(|was| was.state), key.state) {
+        // A key from elsewhere joins as what it can be, and one that is not wanted any more stays until its tokens expire.
+        let is_relieved = was.is_some_and(|was| was.state == State::Standby) && key.state == State::Retiring;
+        let may = is_earlier(key.id) && (was.is_none() || is_relieved);
+        if !may && !may_become(was.map(|was| was.state), key.state) {
             return Err(format!("{document}: key {} goes from {was:?} to {:?}", key.id, key.state));
         }
         if was.is_some_and(|was| was.has_private && !key.has_private) && !key.state.has_ended() {
@@ -305,7 +338,8 @@ impl Records {
                         key.id
                     ));
                 }
-                Ok(Some(Promotion { to: key.id, changes_algorithm: changes }))
+                let has_waited = begins && count > 0 && !key.early;
+                Ok(Some(Promotion { to: key.id, changes_algorithm: changes, has_waited }))
             }
             _ => Err(format!("{document}: two keys sign")),
         }

@@ -25,6 +25,7 @@ use crate::account::CLEANUP_AFTER;
 use crate::audience::Served;
 use crate::kms::{Client, Kms};
 use crate::life::{Doom, Life, Machine, StoreClock, Truth};
+use crate::probes::{Locations, Looker};
 use crate::random::Random;
 use crate::shelf::{Port, Shelf, Way};
 
@@ -36,6 +37,7 @@ pub struct Common {
     pub hub: Arc<Shelf>,
     pub kms: Arc<Kms>,
     pub seal: Arc<dyn KeyEncryptionKey>,
+    pub locations: Arc<Locations>,
     pub is_single: bool,
     pub skew: Span,
 }
@@ -120,6 +122,7 @@ impl Seat {
             own: self.own.clone(),
             entropy: Arc::new(Seeded(Mutex::new(self.random.fork()))),
             life: life.clone(),
+            process: self.starts + 1,
         };
         let slot = engine.clone();
         tokio::spawn(async move {
@@ -186,7 +189,7 @@ impl Seat {
         {
             return Ok(Some(served.clone()));
         }
-        let served = Arc::new(Served::parse(&document.body, document.cache_control.to_str().unwrap())?);
+        let served = Arc::new(Served::parse(document.body.clone(), document.cache_control.to_str().unwrap())?);
         self.served = Some((document, served.clone()));
         Ok(Some(served))
     }
@@ -211,6 +214,8 @@ struct Boot {
     own: Arc<Shelf>,
     entropy: Arc<dyn Entropy>,
     life: Arc<Life>,
+    /// Which process this is on its seat.
+    process: u64,
 }
 
 impl Boot {
@@ -219,6 +224,7 @@ impl Boot {
         let clock = Arc::new(TrustedClock::new(self.machine.clone(), self.common.skew));
         let client = Client::new(self.common.kms.clone(), self.life.clone(), self.common.truth, self.common.is_single);
         let account = self.account(client.clone(), &ledger);
+        let importer = client.clone();
         let backend = account.clone().map_or(client as Arc<dyn Backend>, |account| account);
         let settings = Settings {
             sign_deadline: Span::from_secs(2),
@@ -228,7 +234,8 @@ impl Boot {
             publishes: true,
         };
         let metrics = Arc::new(Metrics::new());
-        let engine = Engine::with_entropy(clock, ledger, [backend], None, metrics, settings, self.entropy.clone());
+        let engine =
+            Engine::with_entropy(clock, ledger, [backend], Some(importer), metrics, settings, self.entropy.clone());
         let declared = if self.role == ReplicaRole::Signer { &[][..] } else { &self.declared };
         engine.configure(declared).await.map_err(|errors| format!("{errors:?}"))?;
         let mut begin = tokio::spawn(begin(engine.clone()));
@@ -239,6 +246,9 @@ impl Boot {
         engine.schedule();
         let cancel = CancellationToken::new();
         tokio::spawn(engine.clone().beat(cancel.clone()));
+        if self.common.locations.are_any() {
+            tokio::spawn(engine.clone().watch_probes(Arc::new(self.looker()), cancel.clone()));
+        }
         if let Some(account) = account {
             tokio::spawn(clean_up(engine.clone(), account, cancel.clone()));
         }
@@ -254,6 +264,11 @@ impl Boot {
         let clock = self.machine.clone();
         let make = || AwsKmsBackend::new(client, ledger.keys(), clock, DELETION_WINDOW_DAYS, CLEANUP_AFTER);
         self.common.kms.is_account.then(|| Arc::new(make()))
+    }
+
+    fn looker(&self) -> Looker {
+        let Common { locations, truth, .. } = self.common.clone();
+        Looker { locations, truth, life: self.life.clone(), seat: self.way.who, process: self.process }
     }
 
     async fn open(&self) -> Result<Ledger, String> {

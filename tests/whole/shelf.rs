@@ -19,6 +19,8 @@ use crate::random::Random;
 pub struct Written {
     /// True time, in milliseconds.
     pub at: i64,
+    /// When somebody set out to write it.
+    pub asked: i64,
     pub by: usize,
     pub document: Document,
     pub bytes: Arc<[u8]>,
@@ -122,7 +124,7 @@ impl Shelf {
 
     fn replace(
         &self,
-        by: usize,
+        (by, asked): (usize, i64),
         document: &Document,
         expected: Option<Digest>,
         bytes: &[u8],
@@ -135,7 +137,7 @@ impl Shelf {
         content.documents.insert(document.clone(), (Digest::of(&bytes), bytes.clone()));
         self.touch(&mut content);
         if matches!(document, Document::Keyring(_)) {
-            let written = Written { at: self.clock.truth.now(), by, document: document.clone(), bytes };
+            let written = Written { at: self.clock.truth.now(), asked, by, document: document.clone(), bytes };
             self.log.lock().unwrap().push(written);
             self.news.notify_one();
         }
@@ -230,7 +232,8 @@ impl Port {
 
     /// The write is given up here and arrives later, if at all.
     fn lands_later(&self, after: u64, document: &Document, expected: Option<Digest>, bytes: &[u8]) {
-        let (shelf, by, document, bytes) = (self.shelf.clone(), self.way.who, document.clone(), bytes.to_vec());
+        let (shelf, document, bytes) = (self.shelf.clone(), document.clone(), bytes.to_vec());
+        let by = (self.way.who, shelf.clock.truth.now());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(after)).await;
             let _ = shelf.replace(by, &document, expected, &bytes);
@@ -277,7 +280,7 @@ impl Store for Port {
             lost = weather.lose_answers > 0;
             weather.lose_answers = weather.lose_answers.saturating_sub(1);
         }
-        self.shelf.replace(self.way.who, document, expected, bytes)?;
+        self.shelf.replace((self.way.who, asked), document, expected, bytes)?;
         self.life.pass().await;
         self.way.note_answer(asked);
         if lost { Err(unavailable("write")) } else { Ok(()) }

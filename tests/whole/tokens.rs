@@ -159,6 +159,26 @@ impl World {
         }
     }
 
+    /// A token that somebody else signed, from some time on.
+    pub fn present_earlier(&mut self, key: KeyId, lives: (i64, i64), from: i64) {
+        let (now, h) = (self.now(), self.setup.ahead_max);
+        let end = lives.1 * 1000 - BEGINNING.as_millis();
+        let mut show = vec![(end - h - 1, Some(h), false), (end + h - 1, Some(-h), true)];
+        let between = i64::try_from(self.importing.below((end - now).max(1).unsigned_abs())).unwrap();
+        show.insert(0, (now + between, None, false));
+        show.retain(|(at, ..)| *at >= from);
+        if show.is_empty() {
+            return;
+        }
+        self.next_token += 1;
+        self.stats.earlier += 1;
+        self.tokens.insert(self.next_token, Token { key, lives, presentations: 0 });
+        for (at, ahead, is_last) in show {
+            let present = Present { token: self.next_token, ahead, count: 12, is_last };
+            self.at(at, Due::Present(present));
+        }
+    }
+
     /// What any verifier reads, checked with the key that it names.
     fn read(&self, token: &str) -> Result<(KeyId, (i64, i64)), String> {
         let (message, signature) = token.rsplit_once('.').ok_or("no token")?;

@@ -15,9 +15,11 @@ use jwksd::store::Document;
 
 use crate::audience::{Audience, Origin, Served};
 use crate::history::{self, Event, History, Setup};
+use crate::imports::Imports;
 use crate::keys::KeyId;
 use crate::kms::Kms;
 use crate::life::{Doom, StoreClock, Truth};
+use crate::probes::{Locations, Probed};
 use crate::random::Random;
 use crate::records::Records;
 use crate::seat::{Common, Seat, declare};
@@ -48,6 +50,11 @@ pub struct Stats {
     pub faults: u64,
     pub fetches: u64,
     pub places: u64,
+    /// Documents that probes were shown.
+    pub samples: u64,
+    pub imports: u64,
+    /// Tokens that issuers signed which were there before.
+    pub earlier: u64,
 }
 
 impl Stats {
@@ -72,6 +79,9 @@ impl Stats {
             (&mut self.faults, other.faults),
             (&mut self.fetches, other.fetches),
             (&mut self.places, other.places),
+            (&mut self.samples, other.samples),
+            (&mut self.imports, other.imports),
+            (&mut self.earlier, other.earlier),
         ];
         for (sum, more) in pairs {
             *sum += more;
@@ -100,6 +110,7 @@ pub enum Due {
     PutBack,
     KmsHeals,
     ClockHeals(usize),
+    LocationHeals(usize),
     Start(usize),
     /// Applications ask one replica, or all, for a token of each keyset.
     Sign {
@@ -154,6 +165,12 @@ pub struct World {
     pub next_token: u64,
     pub stats: Stats,
     pub random: Random,
+    /// The turns of a balancer that probes ask.
+    pub probing: Random,
+    pub probed: Probed,
+    /// The tokens of issuers that were there before.
+    pub importing: Random,
+    pub imports: Imports,
     pub notes: Arc<Mutex<Vec<Note>>>,
     /// The newest copy, in whose place an older one is.
     pub newest: Option<Copy>,
@@ -215,11 +232,19 @@ impl World {
         let error = setup.ahead_max;
         let hub =
             Shelf::new(StoreClock { truth, ahead: AtomicI64::new(if random.below(2) == 0 { error } else { -error }) });
-        let kms = Kms::new(random.fork(), Random::new(setup.seed ^ PACE), setup.is_remote, setup.is_account());
+        let kms = Kms::new(
+            random.fork(),
+            Random::new(setup.seed ^ PACE),
+            setup.backend(),
+            setup.is_remote,
+            setup.is_account(),
+        );
         kms.add_foreign();
         let skew = setup.policies[0].rotation.clock_skew;
         let seal = Arc::new(FileKey::ephemeral());
-        let common = Common { truth, doom, hub, kms, seal, is_single: setup.is_single, skew };
+        let probing = Random::new(setup.seed ^ !history::PROBING);
+        let locations = Locations::new(setup.locations, probing, hub.clone());
+        let common = Common { truth, doom, hub, kms, seal, locations, is_single: setup.is_single, skew };
         let mut seats = Vec::new();
         for (number, role) in setup.roles.iter().enumerate() {
             let ahead = history::ahead(&setup, &mut random);
@@ -238,6 +263,10 @@ impl World {
             next_token: 0,
             stats: Stats::default(),
             random,
+            probing: Random::new(setup.seed ^ history::PROBING),
+            probed: Probed::default(),
+            importing: Random::new(setup.seed ^ history::IMPORTING),
+            imports: Imports::new(),
             notes: Arc::default(),
             newest: None,
             backup: None,
@@ -317,6 +346,7 @@ impl World {
             Due::PutBack => self.put_back()?,
             Due::KmsHeals => self.common.kms.set_mood(crate::kms::Mood::Well),
             Due::ClockHeals(seat) => self.set_clock(seat, 0),
+            Due::LocationHeals(location) => self.location_heals(location)?,
             Due::Start(seat) => self.start(seat),
             Due::Sign { all } => self.sign(all).await?,
             Due::Routine => {
@@ -396,7 +426,9 @@ impl World {
                 self.fall(seat, 2_000);
             }
         }
+        self.note_samples();
         self.read_writes()?;
+        self.answer_probes()?;
         let notes = std::mem::take(&mut *self.notes.lock().unwrap());
         for note in notes {
             self.heed(note)?;
@@ -418,7 +450,9 @@ impl World {
                 None => format!("{who} writes generation {generation}"),
             });
             self.note_ended(&written.document);
+            self.follow_earlier(&written.document);
             if let Some(promotion) = promoted {
+                self.judge_sight(&written, &promotion)?;
                 self.stats.changes += u64::from(promotion.changes_algorithm);
                 self.expect_tokens();
             }

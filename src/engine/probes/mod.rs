@@ -190,8 +190,9 @@ impl Engine {
                 samples.spawn(async move { engine.sample(&issuer, &fetch).await });
             }
             tokio::select! {
-                () = all(&mut samples) => {}
+                biased;
                 () = cancel.cancelled() => return,
+                () = all(&mut samples) => {}
             }
             let pause = async {
                 match interval {
@@ -200,9 +201,10 @@ impl Engine {
                 }
             };
             tokio::select! {
-                () = pause => {}
-                () = changed => {}
+                biased;
                 () = cancel.cancelled() => return,
+                () = changed => {}
+                () = pause => {}
             }
         }
     }
