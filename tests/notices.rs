@@ -312,7 +312,7 @@ async fn secrets_are_exchanged_by_a_reload_and_show_nowhere() {
 async fn a_notice_that_is_refused_as_such_makes_way() {
     let receiver = Receiver::start().await;
     let daemon = start(SLOW, &notice("ops", &receiver.url(), "events = [\"hold.*\"]\ngive_up_after = \"1s\"")).await;
-    receiver.next([Reply::Status(422, ""), Reply::Status(422, ""), Reply::Status(422, "")]);
+    receiver.refuse("hold.set");
     daemon.admin(Method::PUT, "/keysets/default/hold", Some(json!({ "reason": "r" }))).await;
     daemon.admin(Method::DELETE, "/keysets/default/hold", None).await;
     receiver.took("the next one", |it| it.event() == "hold.ended").await;

@@ -712,6 +712,7 @@ fn fullest(base: Keyring) -> Keyring {
             published: BTreeMap::new(),
             stopped: BTreeMap::new(),
             seen: BTreeMap::new(),
+            contested: BTreeSet::new(),
             issuer_served: true,
             resumed_at: None,
             lagging: BTreeMap::new(),

@@ -24,7 +24,7 @@ pub mod supervise;
 pub mod view;
 pub mod whole;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -301,6 +301,7 @@ impl Engine {
         let ended = |stopped: &Stopped| past(&stopped.at).max(stopped.latest.min(latest));
         let future = |at: Span| reading.now + at.saturating_sub(boot);
         let wait = self.removals_wait.load(Ordering::Relaxed);
+        let seen = cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at)));
         Facts {
             unconfirmed: Some(Vec::new()),
             now: reading.now,
@@ -326,7 +327,11 @@ impl Engine {
                 let resumed = cell.issuer.resumed_boot_ms();
                 resumed.map(|at| Timestamp::from_millis(reading.now.as_millis() - (boot.as_millis() - at)))
             },
-            seen: cell.issuer.probes().seen(&snapshot.keyring, |at| past(&Span::from_millis(at))),
+            contested: match self.is_shared() {
+                true => cell.issuer.probes().contested(&snapshot.keyring.keys, &seen),
+                false => BTreeSet::new(),
+            },
+            seen,
             issuer_served: self.is_issuer_served(cell, snapshot),
             lagging: if self.others_are_unknown() {
                 let unknown = Lag { until: reading.now, replicas: vec![UNKNOWN_REPLICAS.to_owned()] };

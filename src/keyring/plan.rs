@@ -1,6 +1,6 @@
 //! The planner: what has to happen next to a keyring, and when to look again. It is total: any stored time, any `now`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::algorithm::Algorithm;
 use super::change::{Change, Trigger};
@@ -36,6 +36,9 @@ pub struct Facts<'a> {
     pub stopped: BTreeMap<Serial, Timestamp>,
     /// What the issuer's probes show of waiting keys; a key they do not all show is missing. Unused without probes.
     pub seen: BTreeMap<Serial, Seen>,
+    /// Waiting keys that another replica recorded as seen, or as not seen, while this process goes on seeing otherwise: nothing
+    /// is recorded of them before what it sees changes. Else two that are shown different things would write for ever.
+    pub contested: BTreeSet<Serial>,
     /// The issuer's document was served already when this keyset had no key in it.
     pub issuer_served: bool,
     /// When publication resumed after a silence longer than max_age.
@@ -230,7 +233,8 @@ impl<'a> View<'a> {
             };
             differs.then_some((key.serial, seen))
         };
-        self.keyring.keys.iter().filter(waiting).filter_map(news).collect()
+        let is_ours = |key: &&Key| !self.facts.contested.contains(&key.serial);
+        self.keyring.keys.iter().filter(waiting).filter(is_ours).filter_map(news).collect()
     }
 
     /// A keyset that signed before and has no key that signs: revocation left nothing, or compromise everything.

@@ -1,7 +1,7 @@
 //! A keyset's keys over time: what its record says of the past, and what the planner itself will do while nothing else
 //! happens. Pictures of rotations are drawn from this and from nothing else, so they cannot disagree with the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -120,6 +120,7 @@ pub fn forecast(keyset: &Name, policy: &Policy, start: Timestamp, ahead: Span) -
         published: BTreeMap::new(),
         stopped: BTreeMap::new(),
         seen: BTreeMap::new(),
+        contested: BTreeSet::new(),
         issuer_served: false,
         resumed_at: None,
         lagging: BTreeMap::new(),

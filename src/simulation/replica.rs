@@ -1,6 +1,6 @@
 //! One replica as a simulation needs it: what it knows of the keyring, since when, and what it does with that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::served::Moment;
@@ -98,6 +98,7 @@ impl Replica {
             published: self.published.clone(),
             stopped: self.stopped.clone(),
             seen: BTreeMap::new(),
+            contested: BTreeSet::new(),
             issuer_served,
             resumed_at: self.resumed_at,
             lagging: BTreeMap::new(),

@@ -8,7 +8,7 @@ use jwksd::keyring::change::{Change, NewKey};
 use jwksd::keyring::decide::{Confirmation, ImportedKey, Intent, Refusal, Request};
 use jwksd::keyring::jwk::Kid;
 use jwksd::keyring::outlook::{Alarm, outlook};
-use jwksd::keyring::plan::{Blocker, blockers, due_at, is_overtaken};
+use jwksd::keyring::plan::{Blocker, Facts, Step, blockers, due_at, is_overtaken, plan};
 use jwksd::keyring::policy::{Bootstrap, Verifier};
 use jwksd::keyring::record::KeyState;
 use jwksd::keyring::schedule::Schedule;
@@ -45,6 +45,22 @@ fn the_first_key_of_a_new_issuer_signs_at_once() {
     world.settle();
     assert_eq!(states(&world), [(1, KeyState::Active), (2, KeyState::Pending), (3, KeyState::Pending)]);
     assert!(world.keyring.key(1).unwrap().unpropagated);
+}
+
+#[test]
+fn what_another_replica_recorded_of_a_probe_is_left_to_it() {
+    let mut world = World::first(with(|it| it.issuer.probes = vec!["https://auth.example.com/jwks".to_owned()]));
+    world.settle();
+    let mut keyring = world.keyring.clone();
+    assert!(keyring.key(2).unwrap().seen_at.is_some(), "it waits, and the probe shows it");
+    keyring = keyring.after(&Change::Observe { published: vec![], stopped: vec![], seen: vec![(2, None)] }, world.now);
+    let facts = world.facts();
+    let Some(Step::Write(Change::Observe { seen, .. })) = plan(&keyring, &facts).step else {
+        panic!("what is seen is recorded");
+    };
+    assert_eq!(seen, [(2, Some(facts.seen[&2].since))]);
+    let contested = Facts { contested: [2].into(), ..facts };
+    assert_eq!(plan(&keyring, &contested).step, plan(&world.keyring, &world.facts()).step, "nothing else differs");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One keyset without engine, store or backend: facts made up by the test, steps carried out at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jwksd::keyring::algorithm::Algorithm;
@@ -256,6 +256,7 @@ impl World {
                 .collect(),
             resumed_at: self.resumed_at,
             seen: self.seen.clone(),
+            contested: BTreeSet::new(),
             issuer_served: false,
             lagging: BTreeMap::new(),
             room: 10u32.saturating_sub(keys + self.neighbours),

@@ -52,6 +52,8 @@ struct State {
     /// What comes next; after that, `always`.
     replies: VecDeque<Reply>,
     always: Option<Reply>,
+    /// What it never takes, however often it is sent: 422.
+    refused: Option<&'static str>,
 }
 
 /// Listens on a port of its own until it is dropped. Clones share it.
@@ -98,6 +100,11 @@ impl Receiver {
         self.state().always = reply;
     }
 
+    /// Answers notices of this event with 422, however often they are sent.
+    pub fn refuse(&self, event: &'static str) {
+        self.state().refused = Some(event);
+    }
+
     pub fn received(&self) -> Vec<Received> {
         self.state().received.clone()
     }
@@ -127,7 +134,10 @@ async fn serve(mut connection: TcpStream, state: &Mutex<State>) {
     while let Some(mut received) = read(&mut connection).await {
         let reply = {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            let reply = state.replies.pop_front().or_else(|| state.always.clone()).unwrap_or(Reply::Status(204, ""));
+            let reply = match state.refused {
+                Some(event) if received.event() == event => Reply::Status(422, ""),
+                _ => state.replies.pop_front().or_else(|| state.always.clone()).unwrap_or(Reply::Status(204, "")),
+            };
             received.taken = matches!(reply, Reply::Status(200..=299, _));
             state.received.push(received);
             reply

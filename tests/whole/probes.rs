@@ -16,7 +16,7 @@ use crate::audience::Served;
 use crate::keys::KeyId;
 use crate::life::Life;
 use crate::random::Random;
-use crate::records::Promotion;
+use crate::records::{Promotion, Record};
 use crate::shelf::{Shelf, Written};
 use crate::world::{Due, KEYSETS, RECOVERY, World};
 
@@ -181,6 +181,10 @@ pub struct Probed {
     first: BTreeMap<(usize, KeyId), i64>,
     /// By process and location: when it was last shown a document without the key, which was waiting.
     lacked: BTreeMap<(usize, u64, usize, KeyId), i64>,
+    /// By process: samples that it took.
+    taken: BTreeMap<(usize, u64), u64>,
+    /// By process and key: how many those were when it last recorded that the key is seen, and that it is not.
+    recorded: BTreeMap<(usize, u64, KeyId, bool), u64>,
 }
 
 impl World {
@@ -222,6 +226,7 @@ impl World {
         let samples = std::mem::take(&mut self.common.locations.content().samples);
         for sample in samples {
             self.stats.samples += 1;
+            *self.probed.taken.entry((sample.seat, sample.process)).or_default() += 1;
             for key in &sample.keys {
                 self.probed.first.entry((sample.location, *key)).or_insert(sample.at);
             }
@@ -229,6 +234,30 @@ impl World {
                 self.probed.lacked.insert((sample.seat, sample.process, sample.location, key), sample.at);
             }
         }
+    }
+
+    /// Nobody records the same of a key again after another one recorded the contrary, unless it was shown something since.
+    pub fn judge_recorded_sight(&mut self, written: &Written, before: &Record) -> Result<(), String> {
+        let Some(after) = self.records.of(&written.document).filter(|after| after.probes == before.probes) else {
+            return Ok(());
+        };
+        let (seat, process) = (written.by, self.seats[written.by].number());
+        let taken = self.probed.taken.get(&(seat, process)).copied().unwrap_or(0);
+        for (serial, key) in &after.keys {
+            let changed = before.keys.get(serial).is_some_and(|former| former.is_seen != key.is_seen);
+            if !changed {
+                continue;
+            }
+            let last = self.probed.recorded.insert((seat, process, key.id, key.is_seen), taken);
+            if last == Some(taken) {
+                let (name, sight) = (&self.seats[seat].name, if key.is_seen { "seen" } else { "not seen" });
+                return Err(format!(
+                    "{name} records again that key {} is {sight}, and was shown nothing since",
+                    key.id
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn shown_at(&mut self, location: usize) -> Result<Option<Answer>, String> {

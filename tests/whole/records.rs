@@ -53,6 +53,7 @@ struct Entry<'a> {
     #[serde(borrow)]
     state: Cow<'a, str>,
     unpropagated: bool,
+    seen_at: Option<serde::de::IgnoredAny>,
     #[serde(borrow)]
     private: Option<Private<'a>>,
 }
@@ -97,6 +98,8 @@ pub struct Kept {
     pub state: State,
     pub early: bool,
     pub has_private: bool,
+    /// It is recorded that probes see it.
+    pub is_seen: bool,
 }
 
 /// A keyring as the store has it.
@@ -123,8 +126,8 @@ impl Record {
             if handle.is_some_and(|handle| handle != Some(id)) {
                 return Err(format!("{} has the handle of another key", entry.kid));
             }
-            let has_private = entry.private.is_some();
-            keys.insert(entry.serial, Kept { id, state, early: entry.unpropagated, has_private });
+            let (has_private, is_seen) = (entry.private.is_some(), entry.seen_at.is_some());
+            keys.insert(entry.serial, Kept { id, state, early: entry.unpropagated, has_private, is_seen });
         }
         let (lineage, drained) = (record.lineage.into_owned(), record.body.drained);
         let Policy { issuer: Issuer { probes }, rotation: Rotation { propagation } } = record.body.policy;

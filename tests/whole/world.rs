@@ -442,6 +442,7 @@ impl World {
             if self.newest.is_some() {
                 return Err(format!("{who} saw more of {} and writes over an older copy", written.document));
             }
+            let before = self.records.of(&written.document).cloned().unwrap_or_default();
             let wrote = self.records.wrote(&written.document, &written.bytes, written.at);
             let promoted = wrote.map_err(|what| format!("{who} writes {what}"))?;
             let generation = self.records.generation(&written.document);
@@ -449,6 +450,7 @@ impl World {
                 Some(promotion) => format!("{who} writes generation {generation}: key {} signs", promotion.to),
                 None => format!("{who} writes generation {generation}"),
             });
+            self.judge_recorded_sight(&written, &before)?;
             self.note_ended(&written.document);
             self.follow_earlier(&written.document);
             if let Some(promotion) = promoted {

@@ -2,7 +2,7 @@
 
 mod fetch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -37,6 +37,8 @@ pub struct Probes {
     recorded: HashMap<String, i64>,
     /// Boot time of an earlier run's last samples: of probes that had none in this run, nothing later is known.
     sampled_before: Option<i64>,
+    /// Waiting kids that were seen when what is seen of them was last the same as what is recorded.
+    agreed: HashSet<String>,
 }
 
 /// One location and what it showed in this run.
@@ -125,6 +127,25 @@ impl Probes {
         keyring.keys.iter().filter(is_waiting).filter_map(|key| Some((key.serial, sight(key)?))).collect()
     }
 
+    /// Waiting ones of a keyset's keys that are recorded otherwise than they are seen here, though what is seen here has not
+    /// changed since both were the same: another replica is shown something else, and had the last word.
+    pub(super) fn contested(&mut self, keys: &[Key], seen: &BTreeMap<Serial, Seen>) -> BTreeSet<Serial> {
+        let mut contested = BTreeSet::new();
+        for key in keys.iter().filter(is_waiting) {
+            let (kid, is_seen) = (key.kid.as_str(), seen.contains_key(&key.serial));
+            if is_seen != key.seen_at.is_some() {
+                if is_seen == self.agreed.contains(kid) {
+                    contested.insert(key.serial);
+                }
+            } else if is_seen {
+                self.agreed.insert(kid.to_owned());
+            } else {
+                self.agreed.remove(kid);
+            }
+        }
+        contested
+    }
+
     /// Probes that find something else than what is published.
     pub fn mismatches(&self) -> usize {
         self.each.iter().filter(|probe| !probe.discrepancies.is_empty()).count()
@@ -150,6 +171,7 @@ impl Probes {
         self.resumes = adopted;
         self.recorded.clear();
         self.sampled_before = None;
+        self.agreed.clear();
     }
 
     /// Until when it is known, in boot time, what every location shows; `None` if it never was.
@@ -168,6 +190,7 @@ impl Probes {
         let away = now.since(sampled);
         let seen = |key: &Key| Some((key.kid.to_string(), boot_of(key.seen_at? + away)));
         self.recorded = keyrings.iter().flat_map(|keyring| &keyring.keys).filter(is_waiting).filter_map(seen).collect();
+        self.agreed = self.recorded.keys().cloned().collect();
     }
 }
 
@@ -247,7 +270,8 @@ impl Engine {
         let waiting: Vec<Key> =
             keyrings.iter().flat_map(|keyring| keyring.keys.iter().filter(is_waiting)).cloned().collect();
         let mut probes = issuer.probes();
-        let Probes { each, recorded, .. } = &mut *probes;
+        let Probes { each, recorded, agreed, .. } = &mut *probes;
+        agreed.retain(|kid| waiting.iter().any(|key| key.kid.as_str() == kid));
         let Some(probe) = each.get_mut(index) else { return false };
         let before = (probe.shown.clone(), probe.failing.is_some(), probe.sampled.is_some());
         probe.sample(&served, &waiting, recorded, boot, interval(policy));
@@ -396,6 +420,28 @@ mod tests {
         assert_eq!(probe.sees("kid", &earlier), None);
         probe.sample(&shows(), &[key()], &earlier, 2000, INTERVAL);
         assert_eq!(probe.sees("kid", &earlier), Some((2000, None)), "a miss ends what was recorded");
+    }
+
+    #[test]
+    fn of_two_replicas_that_are_shown_different_things_one_has_the_last_word() {
+        let recorded = |seen: bool| [Key { seen_at: seen.then_some(Timestamp::EPOCH), ..key() }];
+        let seen = BTreeMap::from([(1, Seen { since: Timestamp::EPOCH, until: None })]);
+        let (nothing, contested) = (BTreeMap::new(), BTreeSet::from([1]));
+        let mut sees = Probes::default();
+        assert!(sees.contested(&recorded(false), &seen).is_empty(), "it has something to record");
+        assert!(sees.contested(&recorded(true), &seen).is_empty());
+        assert_eq!(sees.contested(&recorded(false), &seen), contested, "another replica took that back");
+        assert!(sees.contested(&recorded(false), &nothing).is_empty());
+        assert!(sees.contested(&recorded(false), &seen).is_empty(), "it lost sight of the key, and found it again");
+
+        let mut does_not = Probes::default();
+        assert_eq!(
+            does_not.contested(&recorded(true), &nothing),
+            contested,
+            "it never saw the key that another one sees"
+        );
+        assert!(does_not.contested(&recorded(true), &seen).is_empty());
+        assert!(does_not.contested(&recorded(true), &nothing).is_empty(), "it lost sight of the key");
     }
 
     #[tokio::test]

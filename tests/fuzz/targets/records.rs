@@ -1,7 +1,7 @@
 //! Stored records and sealed private keys. The first line says what the rest is: a kind and a name as they stand in a
 //! record, or `private` and what the sealed key is bound to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -151,6 +151,7 @@ fn the_core_is_total(keyring: &Keyring) {
             published: keyring.published().map(|key| (key.serial, key.created_at)).collect(),
             stopped: BTreeMap::new(),
             seen: BTreeMap::new(),
+            contested: BTreeSet::new(),
             issuer_served: true,
             resumed_at: None,
             lagging: BTreeMap::new(),
