@@ -18,6 +18,7 @@ use jwksd::keyring::algorithm::Algorithm;
 use jwksd::keyring::claims::parse_request;
 use jwksd::keyring::decide::{Intent, Request};
 use jwksd::keyring::name::Name;
+use jwksd::keyring::notice::{Event, Heard};
 use jwksd::keyring::outlook::Alarm;
 use jwksd::keyring::policy::{IssuerPolicy, Policy, RotationPolicy, TokenPolicy};
 use jwksd::keyring::record::{KeyState, Serial};
@@ -260,7 +261,16 @@ async fn a_key_elsewhere_that_is_overtaken_while_it_is_made_is_destroyed() {
         let told = key.map(|key| (key.state, key.published_at, key.private.is_none()));
         assert_eq!(told, remains.then_some((KeyState::Retired, None, true)), "{name}, drained: {drains}");
         assert!(!drains || keyring.next_serial == 5, "nothing else is made");
+        let (heard, _) = Heard::new(Timestamp::from_millis(0)).unheard(&keyring);
+        let born = heard.iter().filter(|due| due.notice.event == Event::KeyCreated);
+        let serials: Vec<_> = born.map(|due| json(&due.notice.body())["data"]["serial"].clone()).collect();
+        assert!(serials.contains(&3.into()), "{serials:?}");
+        assert!(!remains || !serials.contains(&4.into()), "receivers are not told that what had ended was made");
     }
+}
+
+fn json(bytes: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(bytes).unwrap()
 }
 
 /// A restored copy of a store beside the original: neither may end what the other still uses.

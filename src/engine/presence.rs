@@ -202,6 +202,8 @@ impl Engine {
     /// be named but somebody may have been forgotten.
     pub(super) async fn unconfirmed_replicas(&self, cell: &KeysetCell) -> Option<Vec<UnconfirmedReplica>> {
         let keyring = cell.snapshot.load().keyring.clone();
+        // What was written carries the time of who wrote it.
+        let skew = keyring.policy.rotation.clock_skew;
         let (publishing, signing) = (keyring.policy.publishing_limit(), keyring.policy.rotation.staleness_limit);
         let longest = publishing.max(signing);
         let known = tokio::select! {
@@ -219,7 +221,7 @@ impl Engine {
             match other.age > known.waited_for {
                 _ if report.stopped => false,
                 true => other.age <= publishes.max(signs),
-                false => keyring.wrote_after(shown, now - other.age - known.waited_for),
+                false => keyring.wrote_after(shown, now - other.age - known.waited_for - skew),
             }
         };
         let named = known.others.iter().filter(is_unconfirmed).take(UNCONFIRMED_MAX).map(|other| UnconfirmedReplica {

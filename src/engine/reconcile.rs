@@ -272,25 +272,40 @@ impl Engine {
         let mut writer = cell.writer.lock().await;
         let settled = self.settle(cell, &mut writer).await;
         settled.map_err(|error| self.commit_failed(cell, RotationStep::Create, &CommitError::Ledger(error)))?;
-        let snapshot = cell.snapshot.load_full();
-        let facts = self.facts(cell, &snapshot);
-        let change = if plan(&snapshot.keyring, &facts).step == Some(Step::Create { serial, algorithm }) {
-            Some(Change::Add(Box::new(new_key(&backend, created, algorithm))))
-        } else if is_overtaken(&snapshot.keyring, &facts, serial, algorithm) {
-            self.add_ended(&snapshot.keyring, &backend, &identity, created, algorithm)
-        } else {
-            None // Something else is due first; creation is idempotent.
-        };
-        let Some(change) = change else { return Ok(()) };
-        let next = snapshot.keyring.after(&change, self.clock.now());
-        let error = match self.commit(cell, &mut writer, next).await {
-            Ok(()) | Err(CommitError::Overtaken) => return Ok(()),
-            Err(error) => error,
+        let error = loop {
+            let Some(next) = self.with_created(cell, &backend, &identity, &created, algorithm) else { return Ok(()) };
+            match self.commit(cell, &mut writer, next).await {
+                Ok(()) => return Ok(()),
+                // Another replica got further, and may want the key no more.
+                Err(CommitError::Overtaken) => {}
+                Err(error) => break error,
+            }
         };
         drop(writer);
         // Making a key costs more than writing it: not again at once.
         self.back_off(cell, slow).await;
         Err(self.commit_failed(cell, RotationStep::Create, &error))
+    }
+
+    /// The keyring with a key that was made for `identity`, if anything is to become of it now.
+    fn with_created(
+        &self,
+        cell: &KeysetCell,
+        backend: &Arc<dyn Backend>,
+        identity: &KeyIdentity,
+        created: &CreatedKey,
+        algorithm: Algorithm,
+    ) -> Option<Keyring> {
+        let (serial, snapshot) = (identity.serial, cell.snapshot.load_full());
+        let facts = self.facts(cell, &snapshot);
+        let change = if plan(&snapshot.keyring, &facts).step == Some(Step::Create { serial, algorithm }) {
+            Change::Add(Box::new(new_key(backend, created.clone(), algorithm)))
+        } else if is_overtaken(&snapshot.keyring, &facts, serial, algorithm) {
+            self.add_ended(&snapshot.keyring, backend, identity, created.clone(), algorithm)?
+        } else {
+            return None; // Something else is due first; creation is idempotent.
+        };
+        Some(snapshot.keyring.after(&change, self.clock.now()))
     }
 
     /// Has a key that was made for `identity` and is not wanted any more destroyed by way of the keyring: whoever of this store

@@ -471,6 +471,8 @@ fn events_of(change: &KeyChange) -> Vec<Event> {
         KeyState::Revoked => Some(Event::KeyRevoked),
     };
     match change.from {
+        // Nobody ever heard of one that had ended when it joined.
+        None if entered == Some(Event::KeyRetired) => Vec::new(),
         // One that was imported joins in any state; only that it signs at once is told beside.
         None => [Some(Event::KeyCreated), entered.filter(|event| *event == Event::KeyActivated)]
             .into_iter()

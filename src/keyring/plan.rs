@@ -36,8 +36,8 @@ pub struct Facts<'a> {
     pub stopped: BTreeMap<Serial, Timestamp>,
     /// What the issuer's probes show of waiting keys; a key they do not all show is missing. Unused without probes.
     pub seen: BTreeMap<Serial, Seen>,
-    /// Waiting keys that another replica recorded as seen, or as not seen, while this process goes on seeing otherwise: nothing
-    /// is recorded of them before what it sees changes. Else two that are shown different things would write for ever.
+    /// Waiting keys of which another replica recorded something else than this process sees, and rightly so: nothing is
+    /// recorded of them before what it sees changes. Else two that are shown different things would write for ever.
     pub contested: BTreeSet<Serial>,
     /// The issuer's document was served already when this keyset had no key in it.
     pub issuer_served: bool,

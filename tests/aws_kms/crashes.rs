@@ -111,7 +111,7 @@ async fn a_destruction_killed_between_any_two_calls_is_completed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_a_drain_overtakes_while_it_is_made_goes_with_its_alias() {
     let trial = Trial::start().await;
-    trial.proxy.nth("CreateAlias", 1, Fault::Delay(Duration::from_secs(2)));
+    trial.proxy.nth("CreateAlias", 1, Fault::Delay(Duration::from_secs(10)));
     let before = trial.proxy.count("CreateAlias");
     assert_eq!(trial.rotate().await.status, 200);
     let asked = async || (trial.proxy.count("CreateAlias") > before).then_some(());

@@ -183,8 +183,8 @@ pub struct Probed {
     lacked: BTreeMap<(usize, u64, usize, KeyId), i64>,
     /// By process: samples that it took.
     taken: BTreeMap<(usize, u64), u64>,
-    /// By process and key: how many those were when it last recorded that the key is seen, and that it is not.
-    recorded: BTreeMap<(usize, u64, KeyId, bool), u64>,
+    /// By process and key: how many those were when it last recorded that the key is seen.
+    recorded: BTreeMap<(usize, u64, KeyId), u64>,
 }
 
 impl World {
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// Nobody records the same of a key again after another one recorded the contrary, unless it was shown something since.
+    /// Nobody records again that he sees a key, after another one recorded the contrary, unless he was shown something since.
     pub fn judge_recorded_sight(&mut self, written: &Written, before: &Record) -> Result<(), String> {
         let Some(after) = self.records.of(&written.document).filter(|after| after.probes == before.probes) else {
             return Ok(());
@@ -244,17 +244,12 @@ impl World {
         let (seat, process) = (written.by, self.seats[written.by].number());
         let taken = self.probed.taken.get(&(seat, process)).copied().unwrap_or(0);
         for (serial, key) in &after.keys {
-            let changed = before.keys.get(serial).is_some_and(|former| former.is_seen != key.is_seen);
-            if !changed {
+            if !key.is_seen || before.keys.get(serial).is_none_or(|former| former.is_seen) {
                 continue;
             }
-            let last = self.probed.recorded.insert((seat, process, key.id, key.is_seen), taken);
-            if last == Some(taken) {
-                let (name, sight) = (&self.seats[seat].name, if key.is_seen { "seen" } else { "not seen" });
-                return Err(format!(
-                    "{name} records again that key {} is {sight}, and was shown nothing since",
-                    key.id
-                ));
+            if self.probed.recorded.insert((seat, process, key.id), taken) == Some(taken) {
+                let name = &self.seats[seat].name;
+                return Err(format!("{name} records again that key {} is seen, and was shown nothing since", key.id));
             }
         }
         Ok(())
