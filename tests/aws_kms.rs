@@ -43,8 +43,13 @@ impl Trial {
     }
 
     async fn in_account(account: Account) -> Trial {
+        Trial::with(account, "2s").await
+    }
+
+    /// `cleanup_after` is how old a leftover must be.
+    async fn with(account: Account, cleanup_after: &str) -> Trial {
         let proxy = KmsProxy::before(&account.endpoint).await;
-        let mut builder = Daemon::builder().tables(&tables(&proxy, "2s"));
+        let mut builder = Daemon::builder().tables(&tables(&proxy, cleanup_after));
         for (name, value) in account.environment() {
             builder = builder.env(name, &value);
         }
@@ -53,10 +58,13 @@ impl Trial {
 
     /// Started, with all keys made and known to sign.
     async fn start() -> Trial {
-        let mut trial = Trial::prepare().await;
-        trial.daemon.restart().await;
-        trial.settled().await;
-        trial
+        Trial::prepare().await.started().await
+    }
+
+    async fn started(mut self) -> Trial {
+        self.daemon.restart().await;
+        self.settled().await;
+        self
     }
 
     /// Waits until an active key signs and two successors wait.

@@ -5,6 +5,8 @@
 
 #[path = "replicas/beginnings.rs"]
 mod beginnings;
+#[path = "replicas/held.rs"]
+mod held;
 #[path = "replicas/hub.rs"]
 mod hub;
 #[path = "support/policy.rs"]

@@ -22,6 +22,7 @@ use jwksd::store::shared::SharedStore;
 use jwksd::store::split::Split;
 use jwksd::telemetry::metrics::Metrics;
 
+use super::held::{Gate, Held};
 use super::hub::{Hub, Link};
 use crate::policy::policy as hourly;
 
@@ -40,11 +41,13 @@ pub struct Replica {
 pub struct Common {
     pub hub: Arc<Hub>,
     pub seal: Arc<dyn KeyEncryptionKey>,
+    /// Keys are elsewhere, and made when this lets them.
+    pub gate: Option<Arc<Gate>>,
 }
 
 impl Common {
     pub fn new(clock: Arc<ManualClock>) -> Self {
-        Common { hub: Hub::new(clock), seal: Arc::new(FileKey::ephemeral()) }
+        Common { hub: Hub::new(clock), seal: Arc::new(FileKey::ephemeral()), gate: None }
     }
 
     /// A replica as after its start, with open listeners.
@@ -132,7 +135,11 @@ impl Common {
         declared: &[Declared],
     ) -> Result<Arc<Engine>, String> {
         let trusted = Arc::new(TrustedClock::new(clock.clone(), SKEW));
-        let backends: [Arc<dyn Backend>; 1] = [Arc::new(LocalBackend::new(ledger.keys()))];
+        let keys = LocalBackend::new(ledger.keys());
+        let backends: [Arc<dyn Backend>; 1] = match self.gate.clone() {
+            Some(gate) => [Arc::new(Held { keys, gate })],
+            None => [Arc::new(keys)],
+        };
         let settings =
             Settings { sign_deadline: Span::SECOND, audit_signatures: false, pool_size: 1, role, publishes: true };
         let engine = Engine::new(trusted, ledger, backends, None, Arc::new(Metrics::new()), settings);
