@@ -155,7 +155,8 @@ fn no_promise_is_broken() {
     let report = core::play_until(seed, rotations.saturating_sub(played)).unwrap_or_else(|broken| panic!("{broken}"));
     println!("core: {report:?}");
     assert!(played + report.rotations >= rotations, "{report:?}");
-    assert!(report.presented > report.rotations, "{report:?}");
+    // Whole daemons may have overshot, and left it nothing.
+    assert!(report.rotations == 0 || report.presented > report.rotations, "{report:?}");
 }
 
 /// Everything that writes, and a crash at each place at which a process waits for anything. `JWKSD_WHOLE_CRASHES` says at
