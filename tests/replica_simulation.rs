@@ -9,6 +9,9 @@
 
 #[path = "replica_simulation/events.rs"]
 mod events;
+#[allow(dead_code, reason = "no creation is held up here")]
+#[path = "replicas/held.rs"]
+mod held;
 #[path = "replica_simulation/history.rs"]
 mod history;
 #[path = "replicas/hub.rs"]

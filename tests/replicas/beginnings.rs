@@ -1,11 +1,13 @@
 //! Machines that came up a moment ago, issuers that begin incomplete, keysets that move.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jwksd::clock::{Clock, ManualClock, TrustedClock};
 use jwksd::engine::{Engine, Records, ReplicaRole, Settings};
 use jwksd::keyring::decide::Intent;
 use jwksd::keyring::policy::Policy;
+use jwksd::keyring::record::KeyState;
 use jwksd::keyring::time::Span;
 use jwksd::store::Store;
 use jwksd::store::ledger::Unauthenticated;
@@ -14,6 +16,7 @@ use jwksd::store::shared::SharedStore;
 use jwksd::store::split::Split;
 use jwksd::telemetry::metrics::{Metrics, SigningFailure};
 
+use super::held::Gate;
 use super::replica::{SKEW, declare, policy};
 use super::{World, refusal};
 
@@ -143,4 +146,44 @@ async fn a_keyset_that_moved_to_another_issuer_stays_there() {
         let shown = keyring.published().any(|key| text.contains(key.kid.as_str()));
         assert!(!shown || issuer.url == elsewhere.issuer.url, "its keys stand in the document of {}", issuer.url);
     }
+}
+
+/// It knows nothing of the drain when it wants to add the key, and loses against what drained the keyset.
+#[tokio::test]
+async fn a_key_elsewhere_that_another_replica_overtook_is_destroyed() {
+    let mut world = World::new();
+    let gate = Arc::<Gate>::default();
+    world.common.gate = Some(gate.clone());
+    let first = world.join(ReplicaRole::Manager).await;
+    let second = world.join(ReplicaRole::Manager).await;
+    world.pass(Span::from_secs(30)).await;
+    let (first, second) = (&world.replicas[first], &world.replicas[second]);
+    let next = first.cell().snapshot.load().keyring.next_serial;
+    gate.close();
+    let (engine, clocks) = (first.engine.clone(), world.clocks.clone());
+    let ticks = tokio::spawn(async move {
+        loop {
+            clocks.iter().for_each(|clock| clock.advance(Span::from_millis(500)));
+            let _ = engine.look_at_store(Span::ZERO).await;
+            let _ = engine.attend_once().await;
+            engine.reconcile_all().await;
+            engine.pulse().await;
+        }
+    });
+    tokio::time::timeout(Duration::from_secs(30), gate.reached()).await.expect("a successor is made");
+    second.engine.look_at_store(Span::ZERO).await.unwrap();
+    second.command(Intent::Drain).await.unwrap();
+    gate.open();
+    let ended = async {
+        loop {
+            let keyring = first.cell().snapshot.load().keyring.clone();
+            if let Some(key) = keyring.key(next) {
+                return (key.state, key.published_at.is_some(), keyring.drained);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("the key joins");
+    ticks.abort();
+    assert_eq!(ended, (KeyState::Retired, false, true));
 }
