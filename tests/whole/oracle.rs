@@ -5,8 +5,8 @@ use jwksd::store::Document;
 use crate::account::CLEANUP_AFTER;
 use crate::audience::Verdict;
 use crate::history;
-use crate::keys::KeyId;
-use crate::kms::FOREIGN;
+use crate::keys::{KeyId, is_earlier};
+use crate::kms::{Entry, FOREIGN};
 use crate::world::{RECOVERY, World};
 
 /// When what is left over in an account of AWS KMS is gone, in milliseconds: old enough, and walked by.
@@ -99,6 +99,11 @@ impl World {
         self.judge_inventory(now)
     }
 
+    fn is_taken_by_an_import(&self, entry: &Entry) -> bool {
+        let record = self.records.of(&Document::Keyring(entry.keyset.clone()));
+        record.and_then(|record| record.keys.get(&entry.serial)).is_some_and(|kept| is_earlier(kept.id))
+    }
+
     fn judge_inventory(&self, now: i64) -> Result<(), String> {
         let entries = self.common.kms.entries();
         for entry in &entries {
@@ -117,6 +122,8 @@ impl World {
                 (false, None) if entry.made_at <= self.lost_until => {}
                 // Made before another algorithm was wanted for the same serial; its name is taken.
                 (false, None) if entries.iter().any(|other| entry.is_twin_of(other)) => {}
+                // An import took the serial while its answer was lost: nobody asks for it again.
+                (false, None) if self.is_taken_by_an_import(entry) => {}
                 (false, None) if self.common.kms.is_account && now < entry.made_at + CLEANED_UP_AFTER => {}
                 (false, None) => {
                     return Err(format!(
